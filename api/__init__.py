@@ -1,0 +1,1 @@
+"""HTTP: one dialect per file, over one job path."""

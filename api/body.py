@@ -1,0 +1,81 @@
+"""A request's body: read within a limit, parsed as JSON whatever its content type, and checked.
+
+Bad input becomes a BadRequest that says what is wrong; it never costs more than its own bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from api.errors import ApiError, BadRequest
+
+T = TypeVar("T", bound=BaseModel)
+
+# A refused body is read on and thrown away up to this many times the limit, so that the client gets
+# to read the answer instead of a reset connection.
+_MAX_DISCARDED = 16
+
+
+async def read_request(request: Request, kind: type[T], max_bytes: int) -> T:
+    """The body as `kind`. Raises 400 or 413."""
+    value = parse_json(await read_body(request, max_bytes))
+    if not isinstance(value, dict):
+        raise BadRequest(f"the body must be a JSON object, not {_json_name(value)}")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise BadRequest(_describe(error)) from None
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """At most `max_bytes` are held. Raises 413 beyond that."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= max_bytes:
+            chunks.append(chunk)
+        elif size <= max_bytes * _MAX_DISCARDED:
+            chunks.clear()
+        else:
+            break
+    if size > max_bytes:
+        raise ApiError(413, f"the body is larger than {max_bytes} bytes (max_body_bytes)")
+    return b"".join(chunks)
+
+
+def parse_json(body: bytes) -> Any:
+    """Raises BadRequest with the parser's reason. Lone surrogates pass, to be named by index."""
+    if not body.strip():
+        raise BadRequest("missing request body")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"\\u" not in body:
+            raise BadRequest(f"invalid JSON: {error}") from None
+    try:  # orjson refuses a lone "\ud800" without saying where; the caller will
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"invalid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _describe(error: ValidationError) -> str:
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False):
+        field = ".".join(str(part) for part in fault["loc"])
+        faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
+    return "; ".join(faults)
+
+
+def _json_name(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

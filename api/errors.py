@@ -1,0 +1,76 @@
+"""What a client can do wrong or meet, and the one table from errors to HTTP answers.
+
+Every route raises; nothing else builds an error body. A 500 never shows internals.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from batcher.lane import LaneClosed, StepFailed
+from engine.errors import TextTooLong
+
+log = logging.getLogger("embedding.api")
+
+_SAYS_NOTHING = "internal error; the server's log has the details under this answer's x-request-id"
+
+
+class ApiError(Exception):
+    """An answer that is no success: its HTTP status and a text for the caller."""
+
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+class BadRequest(ApiError):
+    """400: the text names the field and the limit."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error leave the app as `{"error": "text"}`, Ollama's shape."""
+    for kind in (ApiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    return answer(error, request.state.request_id)
+
+
+def answer(error: Exception, request_id: str) -> JSONResponse:
+    """The response for any error; our own bugs are logged under the request's id."""
+    known = to_api_error(error)
+    if known.status >= 500 and not isinstance(error, (ApiError, LaneClosed, StepFailed)):
+        log.error("request %s failed", request_id, exc_info=error)
+    return JSONResponse({"error": known.message}, known.status, known.headers)
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """The table."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, TextTooLong):
+        return BadRequest(f"the input length exceeds the context length: {error}")
+    if isinstance(error, LaneClosed):
+        return ApiError(503, str(error))
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, _http_text(error), dict(error.headers or {}))
+    if isinstance(error, RequestValidationError):
+        return BadRequest("; ".join(str(e.get("msg")) for e in error.errors()))
+    if isinstance(error, StepFailed):
+        return ApiError(500, "this text could not be embedded; the server's log has the details")
+    return ApiError(500, _SAYS_NOTHING)
+
+
+def _http_text(error: HTTPException) -> str:
+    detail: Any = error.detail
+    return detail.lower() if isinstance(detail, str) else str(detail)

@@ -1,0 +1,37 @@
+"""Vectors on their way out: cut, normalised, and written as JSON numbers or base64.
+
+Works on whole numpy arrays; no Python float is ever made of a vector's value.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+_TINY = 1e-12  # below this norm a vector is left as it is, as torch's normalize does
+
+
+def finish(
+    rows: NDArray[np.float32], dimensions: int | None = None, normalize: bool = True
+) -> NDArray[np.float32]:
+    """`[n, dim]` float32 -> `[n, dimensions]`: cut first, then L2 over what is left."""
+    cut = rows[:, :dimensions]
+    if normalize:
+        norms = np.sqrt(np.einsum("nd,nd->n", cut, cut, dtype=np.float64))
+        cut = cut / np.maximum(norms, _TINY)[:, None].astype(np.float32)
+    return np.ascontiguousarray(cut, dtype=np.float32)
+
+
+def to_base64(rows: NDArray[np.float32]) -> list[str]:
+    """Each row's little-endian float32 bytes."""
+    little = rows.astype("<f4", copy=False)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
+
+
+def dumps(answer: dict[str, Any]) -> bytes:
+    """JSON in which float32 values carry their shortest round-trip digits."""
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,1 @@
+"""Micro-batching: what waits, what runs next, and the thread that runs it. No tensor, no model."""

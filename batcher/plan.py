@@ -1,0 +1,131 @@
+"""The plan: what waits, and which sequences make the next step.
+
+Weighted fair queueing over jobs, in tokens. It knows no clock, lock, thread, tensor or model, so
+its policy is tested by tables. Each sequence carries a finish tag: `start + cost`, where `start` is
+the virtual time at which its job came, or its predecessor's finish. The smallest finish goes first
+and virtual time follows it (self-clocked fair queueing, Golestani 1994): a short job that comes
+now goes before the rest of a long one, and the long one's next tag stays put while virtual time
+moves towards it, so nobody starves.
+Invariant: every sequence that is added is either taken exactly once or withdrawn.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """One job's place in the plan. `costs` are its sequences' tokens, in order."""
+
+    owner: Any
+    group: Hashable
+    costs: Sequence[int]
+    finish: int = 0  # tag of the next sequence
+    num_taken: int = 0
+    num_waiting_tokens: int = 0
+    withdrawn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Sequences of one group that run together: `members` are (owner, index within its job)."""
+
+    group: Hashable
+    members: list[tuple[Any, int]]
+    num_tokens: int
+
+
+class Plan:
+    """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
+
+    Cost per step: O(sequences of the step x log waiting jobs).
+    """
+
+    def __init__(self) -> None:
+        self.num_waiting_jobs = 0
+        self.num_waiting_tokens = 0
+        self._heaps: dict[Hashable, list[tuple[int, int, Claim]]] = {}
+        self._virtual_time = 0
+        self._num_added = 0  # breaks ties between equal tags: first come, first served
+
+    def add(self, owner: Any, group: Hashable, costs: Sequence[int]) -> Claim:
+        """Queue one job's sequences. A step never mixes groups (a group is a model and a kind)."""
+        assert costs, "a job without sequences has nothing to wait for"
+        assert min(costs) > 0, "every sequence costs at least one token"
+        claim = Claim(owner, group, costs, finish=self._virtual_time + costs[0])
+        claim.num_waiting_tokens = sum(costs)
+        self._num_added += 1
+        heap = self._heaps.setdefault(group, [])
+        heapq.heappush(heap, (claim.finish, self._num_added, claim))
+        self.num_waiting_jobs += 1
+        self.num_waiting_tokens += claim.num_waiting_tokens
+        return claim
+
+    def withdraw(self, claim: Claim) -> None:
+        """Take back what of a job has not been taken yet. Twice, or too late, is harmless."""
+        if claim.withdrawn or not claim.num_waiting_tokens:
+            return
+        claim.withdrawn = True
+        self.num_waiting_jobs -= 1
+        self.num_waiting_tokens -= claim.num_waiting_tokens
+        claim.num_waiting_tokens = 0
+
+    def owners(self) -> list[Any]:
+        """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""
+        return [
+            claim.owner
+            for heap in self._heaps.values()
+            for _, _, claim in heap
+            if not claim.withdrawn
+        ]
+
+    def take(self, budget: int) -> Step | None:
+        """The next step, or None when nothing waits. One sequence over the budget runs alone."""
+        heap = self._next_heap()
+        if heap is None:
+            return None
+        group = heap[0][2].group
+        members: list[tuple[Any, int]] = []
+        num_tokens = 0
+        while heap:
+            claim = heap[0][2]
+            if claim.withdrawn:
+                heapq.heappop(heap)
+                continue
+            cost = claim.costs[claim.num_taken]
+            if members and num_tokens + cost > budget:
+                break
+            members.append((claim.owner, claim.num_taken))
+            num_tokens += cost
+            self._advance(heap, claim, cost)
+        return Step(group, members, num_tokens)
+
+    def _next_heap(self) -> list[tuple[int, int, Claim]] | None:
+        """The group whose head has the smallest tag; groups with nothing waiting are forgotten."""
+        best: list[tuple[int, int, Claim]] | None = None
+        for group in list(self._heaps):
+            heap = self._heaps[group]
+            while heap and heap[0][2].withdrawn:
+                heapq.heappop(heap)
+            if not heap:
+                del self._heaps[group]
+            elif best is None or heap[0][:2] < best[0][:2]:
+                best = heap
+        return best
+
+    def _advance(self, heap: list[tuple[int, int, Claim]], claim: Claim, cost: int) -> None:
+        """Count the head as taken and re-tag its job by the next sequence."""
+        self._virtual_time = max(self._virtual_time, claim.finish)
+        self.num_waiting_tokens -= cost
+        claim.num_waiting_tokens -= cost
+        claim.num_taken += 1
+        if claim.num_taken == len(claim.costs):
+            heapq.heappop(heap)
+            self.num_waiting_jobs -= 1
+            return
+        claim.finish += claim.costs[claim.num_taken]
+        heapq.heapreplace(heap, (claim.finish, heap[0][1], claim))

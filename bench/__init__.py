@@ -1,0 +1,1 @@
+"""Benchmarks: each with its baseline in the same run, results as JSON under bench/results/."""

@@ -1,0 +1,78 @@
+"""How many CPUs this process may really use: affinity, physical cores and the cgroup's quota.
+
+Standard library only. `root` is where /proc and /sys are looked for, so tests can show any machine.
+A container limited to 2 CPUs on a host with 64 must use 2 threads: 64 would be throttled at every
+barrier.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def count_cpus(root: Path = Path("/")) -> int:
+    """The smaller of usable physical cores and the quota (rounded up), at least 1."""
+    cores = _count_cores(usable_cpus(), root)
+    quota = cgroup_quota(root)
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def usable_cpus() -> set[int]:
+    """CPU numbers that the scheduler may run this process on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _count_cores(cpus: Iterable[int], root: Path) -> int:
+    """Hyperthreads of one core count once: they share its multipliers."""
+    siblings = set()
+    for cpu in cpus:
+        path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        siblings.add(_read(path) or str(cpu))
+    return len(siblings)
+
+
+def cgroup_quota(root: Path = Path("/")) -> float | None:
+    """CPUs that the cgroup (v2 or v1, any level above this process) allows; None when unlimited."""
+    limits = [*_quotas_v2(root), *_quotas_v1(root)]
+    return min(limits) if limits else None
+
+
+def _quotas_v2(root: Path) -> Iterator[float]:
+    for folder in _levels(root, "0", root / "sys/fs/cgroup"):
+        quota, _, period = _read(folder / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) / int(period)
+
+
+def _quotas_v1(root: Path) -> Iterator[float]:
+    for mount in ("cpu", "cpu,cpuacct", "cpuacct,cpu"):
+        for folder in _levels(root, "cpu", root / "sys/fs/cgroup" / mount):
+            quota, period = (_read(folder / f"cpu.cfs_{k}_us") for k in ("quota", "period"))
+            if quota.isdigit() and period.isdigit() and int(period):  # no limit reads -1
+                yield int(quota) / int(period)
+
+
+def _levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
+    """This process's folder of one hierarchy and every one above it, up to the mount."""
+    yield mount
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if (controller == "0" and number == "0" and not controllers) or (
+            controller in controllers.split(",")
+        ):
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            for depth in range(1, len(parts) + 1):
+                yield mount.joinpath(*parts[:depth])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,15 @@
+"""What can go wrong in the engine, as the few classes that callers tell apart. No torch here."""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """A model folder cannot be served; the text names the file and the reason."""
+
+
+class TextTooLong(Exception):
+    """A text has more tokens than the limit, and truncation was refused."""
+
+    def __init__(self, index: int, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(f"input {index} has {num_tokens} tokens, the limit is {max_tokens}")
+        self.index, self.num_tokens, self.max_tokens = index, num_tokens, max_tokens

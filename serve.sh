@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Sets up on the first run, then serves on http://0.0.0.0:8000.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: ./serve.sh [uvicorn flags]
+
+Makes .venv with pinned versions if it is not there yet, then runs
+`uvicorn embedding:app --host 0.0.0.0 --port 8000` with the flags you add, e.g.
+
+  ./serve.sh --port 9000 --reload
+
+The model is the one in models/ (./download-model.sh fetches bge-m3). With none
+there, the small all-MiniLM-L6-v2 stands in. Settings are environment variables:
+EMBEDDING_MODEL, EMBEDDING_DEVICE, … (see README.md).
+
+  TORCH_INDEX_URL  where torch comes from (default: PyTorch's CPU wheels;
+                   empty: pip's own sources)
+  PYTHON           the Python that makes .venv (default: python3)
+TEXT
+}
+
+for argument in "$@"; do
+    case "$argument" in -h | --help) usage; exit 0 ;; esac
+done
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/setup_venv.sh
+. scripts/setup_venv.sh
+
+has_model() {
+    local config
+    for config in "${EMBEDDING_MODELS_DIR:-models}"/*/config.json; do
+        [ -e "$config" ] && return 0
+    done
+    return 1
+}
+
+if has_model || [ -n "${EMBEDDING_MODEL:-}" ]; then
+    setup_venv serve
+else
+    setup_venv serve-demo --demo
+fi
+exec "$VENV_PYTHON" -m uvicorn embedding:app \
+    --host "${EMBEDDING_HOST:-0.0.0.0}" --port "${EMBEDDING_PORT:-8000}" "$@"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Sets up on the first run, then checks everything: lint, format, types, tests.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: ./test.sh [pytest arguments]
+
+Makes .venv with pinned versions if it is not there yet, then runs ruff, mypy and
+pytest. With arguments, only pytest runs, with them:
+
+  ./test.sh tests/batcher -x
+TEXT
+}
+
+for argument in "$@"; do
+    case "$argument" in -h | --help) usage; exit 0 ;; esac
+done
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/setup_venv.sh
+. scripts/setup_venv.sh
+setup_venv dev dev
+bin="$(dirname "$VENV_PYTHON")"
+
+# What a shell happens to export must not change what is tested.
+unset "${!EMBEDDING_@}" HF_ENDPOINT HF_TOKEN HF_HUB_OFFLINE TRANSFORMERS_OFFLINE
+export PATH="$bin:$PATH"
+
+if [ "$#" -gt 0 ]; then
+    exec "$VENV_PYTHON" -m pytest "$@"
+fi
+ruff check .
+ruff format --check .
+mypy
+exec "$VENV_PYTHON" -m pytest

@@ -1,0 +1,138 @@
+"""Packed attention and packed linear layers on their own, and the self-check that guards them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from engine import attention, linear, loading
+from engine.attention import Bounds, packed_attention
+from engine.loading import LoadOptions, load_model
+from engine.model import EmbeddingModel
+from tests.engine.conftest import CPU
+
+TOLERANCE = 1e-5
+
+
+def test_bounds_join_neighbours_of_equal_length() -> None:
+    assert Bounds.of([3, 3, 5, 3]).runs == ((2, 3), (1, 5), (1, 3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 300, 40, 40]])
+def test_each_sequence_attends_to_itself_alone(
+    causal: bool, kv_heads: int, lengths: list[int]
+) -> None:
+    torch.manual_seed(1)
+    query = torch.randn(1, 4, sum(lengths), 8)
+    key, value = (torch.randn(1, kv_heads, sum(lengths), 8) for _ in range(2))
+    out, _ = packed_attention(
+        nn.Module(), query, key, value, None, packed_bounds=Bounds.of(lengths), is_causal=causal
+    )
+    start = 0
+    for length in lengths:
+        q, k, v = (t[:, :, start : start + length] for t in (query, key, value))
+        k, v = (t.repeat_interleave(4 // kv_heads, dim=1) for t in (k, v))
+        wanted = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        torch.testing.assert_close(
+            out[:, start : start + length], wanted.transpose(1, 2), atol=TOLERANCE, rtol=0
+        )
+        start += length
+
+
+@pytest.mark.parametrize("extra", [{"position_bias": torch.zeros(1)}, {"softcap": 30.0}])
+def test_what_packed_attention_cannot_express_raises(extra: dict[str, Any]) -> None:
+    t = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        packed_attention(nn.Module(), t, t, t, None, packed_bounds=Bounds.of([2]), **extra)
+
+
+def test_packed_linear_layers_equal_plain_ones() -> None:
+    torch.manual_seed(0)
+    assert linear.can_pack() == ""
+    for bias in (True, False):
+        layer = nn.Linear(96, 40, bias=bias)
+        for shape in ((1, 1, 96), (1, 700, 96), (3, 5, 96)):
+            x = torch.randn(shape)
+            with torch.inference_mode():
+                torch.testing.assert_close(
+                    linear.PackedLinear(layer)(x), layer(x), atol=TOLERANCE, rtol=0
+                )
+
+
+def test_only_float32_linear_layers_and_exact_gelu_are_replaced() -> None:
+    model = nn.ModuleDict({"full": nn.Linear(8, 8), "narrow": nn.Linear(8, 8).half()})
+    exact, approximate = nn.Module(), nn.Module()
+    exact.intermediate_act_fn, approximate.intermediate_act_fn = nn.GELU(), nn.GELU("tanh")
+    model.update({"exact": exact, "approximate": approximate})
+    linear.pack_linears(model)
+    assert isinstance(model["full"], linear.PackedLinear)
+    assert isinstance(model["narrow"], nn.Linear)
+    assert isinstance(exact.intermediate_act_fn, linear.InPlaceGelu)
+    assert isinstance(approximate.intermediate_act_fn, nn.GELU)
+
+
+def test_a_build_without_the_packed_product_keeps_plain_layers(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "can_pack", lambda: "no such operator")
+    model = load_model("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    assert model.linear == "plain"
+    assert not any(isinstance(m, linear.PackedLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
+def test_every_linear_layer_of_every_family_is_packed(
+    load_tiny: Callable[..., EmbeddingModel], name: str
+) -> None:
+    modules = list(load_tiny(name).modules())
+    assert not [m for m in modules if type(m) is nn.Linear]
+    assert [m for m in modules if isinstance(m, linear.PackedLinear)]
+
+
+def leaky_attention(*args: Any, packed_bounds: Bounds, **kwargs: Any) -> Any:
+    """Lets every sequence see all others."""
+    everything = Bounds.of([sum(count * length for count, length in packed_bounds.runs)])
+    return packed_attention(*args, packed_bounds=everything, **kwargs)
+
+
+def raising_attention(*args: Any, **kwargs: Any) -> Any:
+    raise ValueError("cannot express this family")
+
+
+@pytest.mark.parametrize("broken", [leaky_attention, raising_attention])
+def test_a_family_that_packing_gets_wrong_is_served_padded_with_a_warning(
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: Callable[..., Any],
+) -> None:
+    wanted = load_model("right", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
+    AttentionInterface.register(attention.NAME, broken)
+    try:
+        model = load_model("wrong", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    finally:
+        attention.register()
+    assert model.layout == "padded"
+    assert "packed layout does not fit this model" in caplog.text
+    tokens = model.tokenize(["w1", "w1 w2 w3"], 64, True, 0)
+    torch.testing.assert_close(
+        torch.from_numpy(model.run(tokens)), torch.from_numpy(wanted.run(tokens)), atol=1e-5, rtol=0
+    )
+
+
+def test_layers_with_a_sliding_window_are_served_padded(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_sliding_window", lambda config: "it has a sliding window")
+    assert load_model("m", tiny_folder("tiny-qwen3"), CPU, LoadOptions()).layout == "padded"
