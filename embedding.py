@@ -28,23 +28,13 @@ from api.service import Model, Service
 from batcher.lane import Lane
 from engine.cpus import count_cpus
 from engine.devices import DeviceError, prepare_autoload
+from engine.environment import prepare_environment
 from engine.errors import ModelError
 from engine.store import ModelFolder, find_model
 from settings import BadSetting, Settings, read_flags, read_settings, unknown_variables
 
 T = TypeVar("T")
 log = logging.getLogger("embedding")
-
-# Nothing that is loaded may ask a hub, and a CPU lane's cores are not shared with a pool of
-# tokenizer threads. Read by libraries when they are imported.
-_LIBRARY_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}
 
 
 def create_app() -> FastAPI:
@@ -67,8 +57,8 @@ def create_app() -> FastAPI:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Loads in the background, serves, drains."""
     service: Service = app.state.service
-    starting = asyncio.create_task(_start(service))
-    drain_on_signals(service)
+    stop = drain_on_signals(service)
+    starting = asyncio.create_task(_start(service, stop))
     yield
     starting.cancel()
     service.drain()
@@ -77,7 +67,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.tokenizer_thread.shutdown(wait=False, cancel_futures=True)
 
 
-async def _start(service: Service) -> None:
+async def _start(service: Service, stop: Callable[[int], None]) -> None:
     try:
         settings = service.settings = read_settings()
         logs.configure(settings.log_level, settings.log_format)
@@ -88,11 +78,11 @@ async def _start(service: Service) -> None:
         started = time.perf_counter()
         model, on_lane_start = await _on_daemon_thread(lambda: _load(settings, folder))
     except (BadSetting, ModelError, DeviceError) as error:
-        _refuse_to_start(service, str(error))
+        _refuse_to_start(service, stop, str(error))
         return
     except Exception as error:
         log.exception("loading failed")
-        _refuse_to_start(service, f"loading failed: {type(error).__name__}")
+        _refuse_to_start(service, stop, f"loading failed: {type(error).__name__}")
         return
     lane = Lane(_run_step(model), settings.max_step_tokens, on_start=on_lane_start)
     service.start(model, lane, folder.is_stand_in, time.perf_counter() - started)
@@ -107,8 +97,7 @@ async def _start(service: Service) -> None:
 
 def _load(settings: Settings, folder: ModelFolder) -> tuple[Model, Callable[[], None]]:
     """Blocking. The model, and what the lane's thread must do first."""
-    for name, value in _LIBRARY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment(os.environ)
     prepare_autoload(settings.device, os.environ)
     from engine import devices, loading  # torch and transformers come with these
 
@@ -154,11 +143,11 @@ async def _on_daemon_thread(work: Callable[[], T]) -> T:
     return await done
 
 
-def _refuse_to_start(service: Service, reason: str) -> None:
+def _refuse_to_start(service: Service, stop: Callable[[int], None], reason: str) -> None:
     """One clear line, then exit code 1."""
     service.state, service.reason = "failed", reason
     log.error("cannot start: %s", reason)
-    asyncio.get_running_loop().call_soon(sys.exit, 1)
+    stop(1)
 
 
 app = create_app()

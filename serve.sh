@@ -37,10 +37,9 @@ has_model() {
     return 1
 }
 
-if has_model || [ -n "${EMBEDDING_MODEL:-}" ]; then
-    setup_venv serve
-else
-    setup_venv serve-demo --demo
+setup_venv
+if [ -z "${EMBEDDING_MODEL:-}" ] && ! has_model; then
+    setup_stand_in
 fi
 exec "$VENV_PYTHON" -m uvicorn embedding:app \
     --host "${EMBEDDING_HOST:-0.0.0.0}" --port "${EMBEDDING_PORT:-8000}" "$@"

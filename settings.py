@@ -7,9 +7,10 @@ A bad value refuses to start and names the variable. Must not import torch.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ class Settings(BaseSettings):
     models_dir: Path = Field(Path("models"), description="folder that holds one folder a model")
     model: str | None = Field(
         None,
-        description="model to serve: a folder's name below MODELS_DIR, or a path; by default the "
-        "only one there is, or the stand-in all-MiniLM-L6-v2 when there is none",
+        description="model to serve: a folder's name below MODELS_DIR, or a path; by default "
+        "bge-m3, else the first by name, or the stand-in all-MiniLM-L6-v2 when there is none",
     )
     device: str = Field("auto", description="auto, cpu, or a torch device: vacc, vacc:1, cuda, …")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -91,7 +92,9 @@ class Settings(BaseSettings):
             raise ValueError("must be auto, or 1 to 1024")
         return int(value)
 
-    @field_validator("device", "log_level", "log_format", "dtype", mode="before")
+    @field_validator(
+        "device", "dtype", "layout", "linear", "pooling", "log_level", "log_format", mode="before"
+    )
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.strip().lower() if isinstance(value, str) else value
@@ -110,23 +113,29 @@ class ServeFlags(Settings):
 
 def read_flags(arguments: list[str]) -> ServeFlags:
     """Flags over the environment. Prints and exits on --help; raises BadSetting."""
-    try:
+    with _naming_variables():
         return ServeFlags(
             _cli_parse_args=arguments,  # type: ignore[call-arg]
             _cli_prog_name="embedding serve",
         )
-    except ValidationError as error:
-        raise BadSetting(describe(error)) from error
-    except SettingsError as error:
-        raise BadSetting(str(error)) from error
 
 
 def read_settings(**overrides: Any) -> Settings:
     """Settings from the environment. Raises BadSetting that names every variable at fault."""
-    try:
+    with _naming_variables():
         return Settings(**overrides)
+
+
+@contextlib.contextmanager
+def _naming_variables() -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         raise BadSetting(describe(error)) from error
+    except SettingsError as error:
+        raise BadSetting(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise BadSetting(f".env is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def describe(error: ValidationError) -> str:

@@ -20,7 +20,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/setup_venv.sh
 . scripts/setup_venv.sh
-setup_venv dev dev
+setup_venv dev
 bin="$(dirname "$VENV_PYTHON")"
 
 # What a shell happens to export must not change what is tested.

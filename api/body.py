@@ -6,6 +6,7 @@ Bad input becomes a BadRequest that says what is wrong; it never costs more than
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypeVar
 
 import orjson
@@ -27,9 +28,13 @@ async def read_request(request: Request, kind: type[T], max_bytes: int) -> T:
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {_json_name(value)}")
     try:
-        return kind.model_validate(value)
+        body = kind.model_validate(value)
     except ValidationError as error:
         raise BadRequest(_describe(error)) from None
+    for name, field in body:
+        if isinstance(field, str) and not is_unicode(field):
+            raise BadRequest(f"{name} is not valid Unicode: it has a lone surrogate")
+    return body
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -59,13 +64,38 @@ def parse_json(body: bytes) -> Any:
         if b"\\u" not in body:
             raise BadRequest(f"invalid JSON: {error}") from None
     try:  # orjson refuses a lone "\ud800" without saying where; the caller will
-        return json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return json.loads(
+            body, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
+        )
+    except RecursionError:
+        raise BadRequest("invalid JSON: depth limit exceeded") from None
+    except ValueError as error:
         raise BadRequest(f"invalid JSON: {error}") from None
+
+
+def is_unicode(text: str) -> bool:
+    """False for a text with a lone surrogate, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    """As orjson does: what needs more than 64 bits is a float."""
+    return int(digits) if len(digits) < 19 else _finite(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError("number is infinity when parsed as double")
+    return number
 
 
 def _describe(error: ValidationError) -> str:

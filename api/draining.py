@@ -6,10 +6,14 @@ Owns the process's signal handlers while uvicorn serves. Must not know models or
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
+import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -19,19 +23,18 @@ from api.service import Service
 log = logging.getLogger("embedding")
 
 
-def drain_on_signals(service: Service) -> None:
+def drain_on_signals(service: Service) -> Callable[[int], None]:
     """SIGTERM or SIGINT: refuse new requests, let running ones finish, then stop uvicorn with 0.
 
-    uvicorn by itself would raise the signal again after its shutdown and die of it. Without
-    uvicorn's own handler in place (another server, a test) nothing is changed.
+    uvicorn by itself would raise the signal again after its shutdown and die of it. Returns what
+    stops the server at once with another exit code. Without uvicorn's own signal handlers in place
+    (another server, a test) none is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
     loop = asyncio.get_running_loop()
-    uvicorns = signal.getsignal(signal.SIGTERM)
-    server = getattr(uvicorns, "__self__", None)
-    if not callable(uvicorns) or not isinstance(server, uvicorn.Server):
-        return
+    found = _uvicorn()
+    if found is None:
+        return lambda code: _stop_another_server(loop, code)
+    server, uvicorns = found
     drains: list[asyncio.Task[None]] = []
 
     def begin() -> None:
@@ -45,6 +48,21 @@ def drain_on_signals(service: Service) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
+    return lambda code: _stop(server, code)
+
+
+_Handler = Callable[[int, FrameType | None], object]
+
+
+def _uvicorn() -> tuple[uvicorn.Server, _Handler] | None:
+    """The server that handles this process's signals, and its handler."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    handler = signal.getsignal(signal.SIGTERM)
+    server = getattr(handler, "__self__", None)
+    if not callable(handler) or not isinstance(server, uvicorn.Server):
+        return None
+    return server, handler
 
 
 async def _drain(service: Service, server: uvicorn.Server) -> None:
@@ -56,5 +74,19 @@ async def _drain(service: Service, server: uvicorn.Server) -> None:
         await asyncio.sleep(0.02)
     if service.lane is not None:
         await asyncio.to_thread(service.lane.stop, 0.0)
+    _stop(server, 0)
+
+
+def _stop(server: uvicorn.Server, code: int) -> None:
+    """Let uvicorn shut down, then end the process with `code`.
+
+    Python's own way out kills threads that are still inside torch, an abandoned step or a model
+    that loads, and C++ then aborts the process (exit code -6).
+    """
+    atexit.register(os._exit, code)
     server.config.timeout_graceful_shutdown = 5  # for clients that do not read their answers
     server.should_exit = True
+
+
+def _stop_another_server(loop: asyncio.AbstractEventLoop, code: int) -> None:
+    loop.call_soon(sys.exit, code)

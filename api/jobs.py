@@ -16,6 +16,7 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
+from api.body import is_unicode
 from api.errors import BadRequest
 from api.service import Service, Serving
 from batcher.futures import run_job
@@ -57,12 +58,8 @@ def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise BadRequest(f"invalid input type: {field}[{index}] is not a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRequest(
-                f"{field}[{index}] is not valid Unicode: it has a lone surrogate"
-            ) from None
+        if not is_unicode(text):
+            raise BadRequest(f"{field}[{index}] is not valid Unicode: it has a lone surrogate")
 
 
 async def embed(

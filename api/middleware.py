@@ -17,7 +17,7 @@ from api.errors import answer
 from api.jobs import ClientLeft
 from api.service import Service
 
-_SAFE_ID = re.compile(r"[\w.:/+=@-]{1,128}")
+_SAFE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
 
 class RequestFrame:
@@ -33,7 +33,7 @@ class RequestFrame:
             return
         start = time.perf_counter()
         request_id = Headers(scope=scope).get("x-request-id", "")
-        if not _SAFE_ID.fullmatch(request_id, re.ASCII):
+        if not _SAFE_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 

@@ -22,8 +22,18 @@ from api.service import Service
 
 router = APIRouter(tags=["Ollama"])
 
-_DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
+_DURATION_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,  # micro sign
+    "\u03bcs": 1e-6,  # Greek mu
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_MAX_DURATION_CHARS = 100  # matching is quadratic in the length
 
 
 def parse_keep_alive(value: Any) -> float | None:
@@ -35,7 +45,7 @@ def parse_keep_alive(value: Any) -> float | None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _MAX_DURATION_CHARS:
         raise ValueError("must be seconds or a duration such as 5m")
     sign, text = (-1.0, value[1:]) if value.startswith("-") else (1.0, value.removeprefix("+"))
     parts = _DURATION_PART.findall(text)
@@ -46,11 +56,20 @@ def parse_keep_alive(value: Any) -> float | None:
     return sign * sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
 
 
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_refuse_boolean)]
+
+
 class Options(BaseModel):
     """Ollama's model options; only `num_ctx` means anything to an embedder."""
 
     model_config = ConfigDict(extra="ignore")
-    num_ctx: int | None = Field(None, description="lowers the longest input, in tokens")
+    num_ctx: WholeNumber | None = Field(None, description="lowers the longest input, in tokens")
 
 
 class EmbedBody(BaseModel):
@@ -66,7 +85,7 @@ class EmbedBody(BaseModel):
         None, description="base64: each vector's little-endian float32 bytes"
     )
     truncate: bool | None = Field(None, description="false: a text too long is an error")
-    dimensions: int | None = Field(
+    dimensions: WholeNumber | None = Field(
         None,
         description="cut vectors to this many values, L2 again; ignored out of range",
     )

@@ -27,3 +27,6 @@ async def health(request: Request) -> JSONResponse:
     body["waiting_jobs"] = service.lane.num_waiting_jobs
     body["waiting_tokens"] = service.lane.num_waiting_tokens
     return JSONResponse(body)
+
+
+router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)

@@ -112,6 +112,7 @@ class Lane:
             self._on_start()
             while step := self._next_step():
                 self._run(step)
+                del step  # an idle lane must not keep its last jobs
         except BaseException:
             log.exception("the lane died; its jobs fail")
             self._fail_all(LaneClosed("the compute thread has died"))
@@ -135,7 +136,8 @@ class Lane:
         payloads = [job.payloads[index] for job, index in step.members]
         try:
             rows = self._run_step(step.group, payloads)
-            assert len(rows) == len(payloads), "one row per sequence"
+            if len(rows) != len(payloads):  # no assert: it must hold under `python -O` too
+                raise ValueError(f"{len(rows)} rows for {len(payloads)} sequences")
         except Exception as error:
             log.exception("a step of %d sequences failed", len(payloads))
             self._fail_step(error)

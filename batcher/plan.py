@@ -73,6 +73,7 @@ class Plan:
         self.num_waiting_jobs -= 1
         self.num_waiting_tokens -= claim.num_waiting_tokens
         claim.num_waiting_tokens = 0
+        claim.owner, claim.costs = None, ()  # its place in the heap must not keep its texts
 
     def owners(self) -> list[Any]:
         """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""

@@ -1,1 +1,7 @@
 """Benchmarks: each with its baseline in the same run, results as JSON under bench/results/."""
+
+import os
+
+from engine.environment import prepare_environment
+
+prepare_environment(os.environ)  # before torch is imported, as the server does

@@ -43,29 +43,31 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 
 def _quotas_v2(root: Path) -> Iterator[float]:
-    for folder in _levels(root, "0", root / "sys/fs/cgroup"):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if quota.isdigit() and period.isdigit() and int(period):
-            yield int(quota) / int(period)
+    for mount in ("", "unified"):  # unified: beside v1 hierarchies (hybrid)
+        for folder in _levels(root, "", root / "sys/fs/cgroup" / mount):
+            quota, _, period = _read(folder / "cpu.max").partition(" ")
+            if quota.isdecimal() and period.isdecimal() and int(period):  # no limit reads "max"
+                yield int(quota) / int(period)
 
 
 def _quotas_v1(root: Path) -> Iterator[float]:
     for mount in ("cpu", "cpu,cpuacct", "cpuacct,cpu"):
         for folder in _levels(root, "cpu", root / "sys/fs/cgroup" / mount):
             quota, period = (_read(folder / f"cpu.cfs_{k}_us") for k in ("quota", "period"))
-            if quota.isdigit() and period.isdigit() and int(period):  # no limit reads -1
+            if quota.isdecimal() and period.isdecimal() and int(period):  # no limit reads -1
                 yield int(quota) / int(period)
 
 
 def _levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
-    """This process's folder of one hierarchy and every one above it, up to the mount."""
+    """This process's folder of one hierarchy and every one above it, up to the mount.
+
+    The v2 hierarchy's line names no controller: `0::/path`. In a container the mount itself is this
+    process's folder; the path is then `/`, or (v1) the host's, which is not there and is harmless.
+    """
     yield mount
     for line in _read(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if (controller == "0" and number == "0" and not controllers) or (
-            controller in controllers.split(",")
-        ):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controller in controllers.split(","):
             parts = [part for part in path.split("/") if part not in ("", "..")]
             for depth in range(1, len(parts) + 1):
                 yield mount.joinpath(*parts[:depth])
@@ -73,6 +75,6 @@ def _levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
+    except OSError:
         return ""

@@ -10,6 +10,8 @@ class ModelError(Exception):
 class TextTooLong(Exception):
     """A text has more tokens than the limit, and truncation was refused."""
 
-    def __init__(self, index: int, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(f"input {index} has {num_tokens} tokens, the limit is {max_tokens}")
+    def __init__(self, index: int, num_tokens: int, max_tokens: int, is_exact: bool = True) -> None:
+        """`is_exact` is false when only the head of a huge text was counted."""
+        count = f"{num_tokens} tokens" if is_exact else f"at least {num_tokens} tokens"
+        super().__init__(f"input {index} has {count}, the limit is {max_tokens}")
         self.index, self.num_tokens, self.max_tokens = index, num_tokens, max_tokens

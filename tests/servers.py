@@ -84,7 +84,7 @@ def start_server(
     """`uvicorn embedding:app` with settings as keyword arguments; killed at the end if need be."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "embedding:app", "--port", str(port), *flags]
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile("a+b") as output:  # appends: reading moves no writer
         process = subprocess.Popen(
             command, cwd=cwd, env=clean_environment(environment), stdout=output, stderr=output
         )

@@ -176,6 +176,24 @@ def test_refused_truncation_names_index_length_and_limit(
     assert (caught.value.index, caught.value.num_tokens, caught.value.max_tokens) == (31, 102, 64)
 
 
+def test_refused_truncation_of_a_huge_text_counts_its_head_only(
+    load_tiny: Callable[..., EmbeddingModel],
+) -> None:
+    with pytest.raises(TextTooLong, match="at least") as caught:
+        load_tiny("tiny-bert").tokenize(["w1 " * 2_000_000], 64, False, 0)
+    assert 64 < caught.value.num_tokens < 10_000
+
+
+def test_a_huge_text_of_few_tokens_is_no_longer_than_its_tokens(
+    load_tiny: Callable[..., EmbeddingModel],
+) -> None:
+    text = "w1" + " " * 500_000 + "w2"
+    model = load_tiny("tiny-bert")
+    wanted = model.tokenize(["w1 w2"], 64, True, 0)[0].ids
+    for truncate in (True, False):
+        assert model.tokenize([text], 64, truncate, 0)[0].ids == wanted
+
+
 def test_weights_that_are_not_re_laid_stay_mapped_from_the_file(
     load_tiny: Callable[..., EmbeddingModel], tiny_folder: Callable[[str], Path]
 ) -> None:

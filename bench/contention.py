@@ -1,0 +1,141 @@
+"""How much a busy neighbour costs: spinning at barriers as libgomp does, as we do, not at all.
+
+    python -m bench.contention [--model bge-small] [--rounds 3]
+
+One worker process a way of waiting, asked in turn, so that noise hits all; first on an idle
+machine, then with one process that keeps a core busy. A worker embeds 60 texts in steps of 1,024
+tokens, then short queries one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import measure
+from bench.inprocess import embed_all
+from bench.random_models import build
+from engine.cpus import count_cpus
+from engine.devices import Device
+from engine.loading import LoadOptions, load_model
+
+_MODELS = Path("bench/models")
+_OURS = os.environ["GOMP_SPINCOUNT"]
+_WAYS = {
+    "libgomp_default": {"GOMP_SPINCOUNT": "300000"},
+    "ours": {"GOMP_SPINCOUNT": _OURS},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+}
+
+
+def work(model_name: str) -> None:
+    """A worker: for every line on stdin, print tokens/s of bulk and seconds of a short query."""
+    torch.set_num_threads(count_cpus())
+    device = Device("cpu", "cpu", "float32", "packed")
+    model = load_model(model_name, build(model_name, _MODELS), device, LoadOptions())
+    texts = measure.lognormal_texts(60)
+    num_tokens = sum(len(t.ids) for t in model.tokenize(texts, model.max_length, True, 0))
+    embed_all(model, texts, 1024)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        bulk = measure.seconds(lambda: embed_all(model, texts, 1024))
+        queries = [
+            measure.seconds(lambda: embed_all(model, ["w1 w2 w3 w4 w5 w6 w7 w8 w9"], 1024))
+            for _ in range(9)
+        ]
+        print(num_tokens / bulk, statistics.median(queries), flush=True)
+
+
+@contextlib.contextmanager
+def worker(model_name: str, way: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.contention", "--worker", "--model", model_name],
+        env={**environment, **way},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(process: subprocess.Popen[str]) -> tuple[float, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    rate, query_s = process.stdout.readline().split()
+    return float(rate), float(query_s)
+
+
+def measure_ways(model_name: str, num_rounds: int) -> dict[str, dict[str, float]]:
+    """Medians by way of waiting."""
+    got: dict[str, list[tuple[float, float]]] = {name: [] for name in _WAYS}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(worker(model_name, way)) for name, way in _WAYS.items()
+        }
+        for _ in range(num_rounds):
+            for name, process in workers.items():
+                got[name].append(ask(process))
+    return {
+        name: {
+            "tokens_per_s": round(statistics.median(rate for rate, _ in pairs)),
+            "query_ms": round(statistics.median(query_s for _, query_s in pairs) * 1e3, 1),
+        }
+        for name, pairs in got.items()
+    }
+
+
+def run(model_name: str, num_rounds: int) -> dict[str, Any]:
+    build(model_name, _MODELS)
+    idle = measure_ways(model_name, num_rounds)
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+        try:
+            busy = measure_ways(model_name, num_rounds)
+        finally:
+            neighbour.kill()
+    ours, default = busy["ours"], busy["libgomp_default"]
+    return {
+        "busy_speedup_over_default": round(ours["tokens_per_s"] / default["tokens_per_s"], 2),
+        "busy_query_speedup_over_default": round(default["query_ms"] / ours["query_ms"], 2),
+        "idle_speedup_over_default": round(
+            idle["ours"]["tokens_per_s"] / idle["libgomp_default"]["tokens_per_s"], 3
+        ),
+        "idle": idle,
+        "one_busy_neighbour": busy,
+        "spin_count": int(_OURS),
+        "model": model_name,
+        "rounds": num_rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="a busy neighbour, by way of waiting at barriers")
+    parser.add_argument("--model", default="bge-small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.model)
+        return
+    measure.save(f"contention-{arguments.model}", run(arguments.model, arguments.rounds))
+
+
+if __name__ == "__main__":
+    main()

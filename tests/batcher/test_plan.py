@@ -1,0 +1,284 @@
+"""The plan's policy by tables, without thread, loop or clock; its heaps against a slow scan."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings, strategies
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from batcher.plan import Claim, Plan, Step
+
+
+def members(step: Step | None) -> list[str]:
+    """`a0` is the first sequence of job a."""
+    return [] if step is None else [f"{owner}{index}" for owner, index in step.members]
+
+
+def all_steps(plan: Plan, budget: int) -> list[list[str]]:
+    steps = []
+    while step := plan.take(budget):
+        steps.append(members(step))
+    return steps
+
+
+def add_all(plan: Plan, jobs: dict[str, list[int]]) -> dict[str, Claim]:
+    """The group of job `g.a` is g; of job a it is the empty string."""
+    return {name: plan.add(name, name.rpartition(".")[0], costs) for name, costs in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "budget", "steps"),
+    [
+        pytest.param({"a": [5]}, 9, ["a0"], id="one sequence"),
+        pytest.param({"a": [1, 1, 1]}, 2, ["a0 a1", "a2"], id="the order within a job is kept"),
+        pytest.param({"a": [3, 4, 1]}, 4, ["a0", "a1", "a2"], id="a later one never overtakes"),
+        pytest.param(
+            {"a": [1, 1, 1], "b": [1, 1, 1]},
+            2,
+            ["a0 b0", "a1 b1", "a2 b2"],
+            id="two equal jobs interleave",
+        ),
+        pytest.param({"a": [2, 2], "b": [1]}, 9, ["b0 a0 a1"], id="the cheaper job goes first"),
+        pytest.param(
+            {"a": [4, 4], "b": [1] * 8},
+            4,
+            ["b0 b1 b2", "a0", "b3 b4 b5 b6", "a1", "b7"],
+            id="fair in tokens, not in sequences",
+        ),
+        pytest.param({"a": [2, 2], "b": [2]}, 4, ["a0 b0", "a1"], id="a full budget is used"),
+        pytest.param({"a": [3], "b": [4]}, 6, ["a0", "b0"], id="one token too many waits"),
+        pytest.param({"a": [2, 9, 2]}, 4, ["a0", "a1", "a2"], id="an oversized one runs alone"),
+        pytest.param({"b": [9], "a": [1, 1]}, 4, ["a0 a1", "b0"], id="an oversized job is last"),
+        pytest.param({"a": [1, 1]}, 1, ["a0", "a1"], id="the smallest budget"),
+        pytest.param(
+            {"g.a": [1, 1, 1], "h.b": [1, 1, 1]},
+            2,
+            ["g.a0 g.a1", "h.b0 h.b1", "g.a2", "h.b2"],
+            id="groups never mix and take turns",
+        ),
+        pytest.param(
+            {"g.a": [4], "h.b": [1], "g.c": [2]},
+            9,
+            ["h.b0", "g.c0 g.a0"],
+            id="the group whose head has the smallest tag goes first",
+        ),
+    ],
+)
+def test_steps_follow_the_tags(jobs: dict[str, list[int]], budget: int, steps: list[str]) -> None:
+    plan = Plan()
+    add_all(plan, jobs)
+    assert [" ".join(step) for step in all_steps(plan, budget)] == steps
+
+
+def test_an_empty_plan_has_no_step() -> None:
+    assert Plan().take(8) is None
+
+
+@pytest.mark.parametrize("costs", [[], [0], [1, -1]])
+def test_a_job_without_cost_is_our_bug(costs: list[int]) -> None:
+    with pytest.raises(AssertionError):
+        Plan().add("a", "", costs)
+
+
+@pytest.mark.parametrize("num_steps_before", [0, 1, 500])
+def test_a_short_query_goes_before_the_rest_of_a_bulk_job(num_steps_before: int) -> None:
+    plan = Plan()
+    plan.add("bulk", "", [100] * 10_000)
+    for _ in range(num_steps_before):
+        plan.take(1000)
+    plan.add("query", "", [16])
+    step = plan.take(1000)
+    assert step is not None
+    assert members(step)[0] == "query0"
+    assert len(step.members) == 1 + 9, "the bulk job fills what the query leaves"
+
+
+@pytest.mark.parametrize("group_of_short", ["", "other"])
+@pytest.mark.parametrize(("num_clients", "fair_share"), [(1, 1 / 2), (4, 1 / 5), (10, 1 / 11)])
+def test_a_bulk_job_keeps_its_share_under_a_closed_loop_of_short_jobs(
+    num_clients: int, fair_share: float, group_of_short: str
+) -> None:
+    """Each client sends its next short job when the one before it has been taken."""
+    plan = Plan()
+    plan.add("bulk", "", [100] * 200)
+    for _ in range(num_clients):
+        plan.add("short", group_of_short, [10])
+    num_taken = {"bulk": 0, "short": 0}
+    while num_taken["bulk"] < 100 and num_taken["short"] < 100_000:
+        step = plan.take(100)  # a short sequence never fits beside a bulk one
+        assert step is not None
+        for owner, _ in step.members:
+            num_taken[owner] += 1
+            if owner == "short":
+                plan.add("short", group_of_short, [10])
+    assert num_taken["bulk"] == 100, "the bulk job starves"
+    share = 100 * num_taken["bulk"] / (100 * num_taken["bulk"] + 10 * num_taken["short"])
+    assert share == pytest.approx(fair_share, rel=0.02)
+
+
+def test_backlogged_groups_get_equal_tokens() -> None:
+    plan = Plan()
+    add_all(plan, {"g.a": [7] * 300, "h.b": [5] * 400, "i.c": [30] * 70})
+    tokens: dict[Hashable, int] = {"g": 0, "h": 0, "i": 0}
+    for _ in range(40):
+        step = plan.take(64)
+        assert step is not None
+        tokens[step.group] += step.num_tokens
+        assert max(tokens.values()) - min(tokens.values()) <= 2 * 64
+
+
+def test_a_newcomer_does_not_catch_up_on_what_it_missed() -> None:
+    plan = Plan()
+    plan.add("a", "", [1] * 100)
+    for _ in range(50):
+        plan.take(1)
+    plan.add("b", "", [1] * 50)
+    taken = [members(plan.take(1))[0][0] for _ in range(20)]
+    assert taken.count("a") == taken.count("b") == 10
+
+
+def test_counters_are_exact() -> None:
+    plan = Plan()
+    counters = []
+
+    def note() -> None:
+        counters.append((plan.num_waiting_jobs, plan.num_waiting_tokens))
+
+    note()
+    claims = add_all(plan, {"a": [2, 3], "h.b": [4]})
+    note()
+    plan.take(2)  # a0
+    note()
+    plan.withdraw(claims["h.b"])
+    note()
+    plan.take(9)  # a1
+    note()
+    assert counters == [(0, 0), (2, 9), (2, 7), (1, 3), (0, 0)]
+
+
+@pytest.mark.parametrize("num_taken", [0, 1, 2, 3])
+@pytest.mark.parametrize("times", [1, 2])
+def test_withdrawing_takes_back_exactly_what_has_not_started(num_taken: int, times: int) -> None:
+    plan = Plan()
+    plan.add("keep", "g", [50])
+    claim = plan.add("a", "g", [1, 2, 3])
+    for _ in range(num_taken):
+        assert members(plan.take(1)) != ["keep0"]
+    for _ in range(times):
+        plan.withdraw(claim)
+    assert (plan.num_waiting_jobs, plan.num_waiting_tokens) == (1, 50)
+    assert plan.owners() == ["keep"]
+    assert all_steps(plan, 100) == [["keep0"]]
+    plan.withdraw(claim)
+    assert (plan.num_waiting_jobs, plan.num_waiting_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("withdrawn", "steps"),
+    [
+        pytest.param("g.a", ["g.b0", "h.c0"], id="the head of a group"),
+        pytest.param("g.a g.b", ["h.c0"], id="a whole group"),
+        pytest.param("h.c", ["g.a0 g.b0"], id="another group"),
+        pytest.param("g.b", ["g.a0", "h.c0"], id="one behind the head"),
+        pytest.param("g.a g.b h.c", [], id="everything"),
+    ],
+)
+def test_withdrawn_jobs_block_nobody(withdrawn: str, steps: list[str]) -> None:
+    plan = Plan()
+    claims = add_all(plan, {"g.a": [1], "g.b": [2], "h.c": [3]})
+    for name in withdrawn.split():
+        plan.withdraw(claims[name])
+    assert [" ".join(step) for step in all_steps(plan, 9)] == steps
+    assert plan.owners() == []
+
+
+@dataclass(slots=True)
+class NaiveJob:
+    """What the plan should know of a job, kept the slow way."""
+
+    name: int
+    group: int
+    costs: Sequence[int]
+    finish: int
+    num_taken: int = 0
+    withdrawn: bool = False
+
+    @property
+    def waiting(self) -> Sequence[int]:
+        return () if self.withdrawn else self.costs[self.num_taken :]
+
+
+class PlanAgainstScan(RuleBasedStateMachine):
+    """The plan's heaps against a scan over all jobs for the smallest tag."""
+
+    jobs = Bundle[tuple[NaiveJob, Claim]]("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = Plan()
+        self.naive: list[NaiveJob] = []
+        self.virtual_time = 0
+
+    @rule(
+        target=jobs,
+        group=strategies.integers(0, 2),
+        costs=strategies.lists(strategies.integers(1, 12), min_size=1, max_size=6),
+    )
+    def add(self, group: int, costs: list[int]) -> tuple[NaiveJob, Claim]:
+        job = NaiveJob(len(self.naive), group, costs, self.virtual_time + costs[0])
+        self.naive.append(job)
+        return job, self.plan.add(job.name, group, costs)
+
+    @rule(job=jobs)
+    def withdraw(self, job: tuple[NaiveJob, Claim]) -> None:
+        job[0].withdrawn = True
+        self.plan.withdraw(job[1])
+
+    @rule(budget=strategies.integers(1, 24))
+    def take(self, budget: int) -> None:
+        step = self.plan.take(budget)
+        expected = self.take_by_scan(budget)
+        assert (None if step is None else step.members) == expected
+        if step is not None:
+            assert {self.naive[owner].group for owner, _ in step.members} == {step.group}
+            costs = [self.naive[owner].costs[index] for owner, index in step.members]
+            assert step.num_tokens == sum(costs)
+            assert sum(costs) <= budget or len(costs) == 1
+
+    def take_by_scan(self, budget: int) -> list[tuple[int, int]] | None:
+        taken: list[tuple[int, int]] = []
+        group: int | None = None
+        while waiting := [job for job in self.naive if job.waiting and group in (None, job.group)]:
+            head = min(waiting, key=lambda job: (job.finish, job.name))
+            if taken and head.waiting[0] > budget:
+                break
+            group = head.group
+            budget -= head.waiting[0]
+            taken.append((head.name, head.num_taken))
+            head.num_taken += 1
+            self.virtual_time = max(self.virtual_time, head.finish)
+            head.finish += head.waiting[0] if head.waiting else 0
+        return taken or None
+
+    @invariant()
+    def counters_match(self) -> None:
+        waiting = [job for job in self.naive if job.waiting]
+        assert self.plan.num_waiting_jobs == len(waiting)
+        assert self.plan.num_waiting_tokens == sum(sum(job.waiting) for job in waiting)
+        assert sorted(self.plan.owners()) == [job.name for job in waiting]
+
+    def teardown(self) -> None:
+        """Every sequence has been taken once, in order, or was withdrawn: the scan agreed."""
+        while any(job.waiting for job in self.naive):
+            self.take(16)
+        assert self.plan.take(16) is None
+        assert all(job.withdrawn or job.num_taken == len(job.costs) for job in self.naive)
+
+
+TestPlanAgainstScan = PlanAgainstScan.TestCase
+TestPlanAgainstScan.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+)

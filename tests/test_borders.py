@@ -1,0 +1,178 @@
+"""The borders between folders, read from the imports; and how long files and functions may be.
+
+Benchmarks and tests may import anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import ROOT, clean_environment
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+HTTP = ("api/", "settings.py", "embedding.py")
+
+# Top-level package → the only places that may import it.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "torch": ("engine/",),
+    "transformers": ("engine/",),
+    "fastapi": HTTP,
+    "fastapi_offline": HTTP,
+    "starlette": HTTP,
+    "pydantic": HTTP,
+    "pydantic_settings": HTTP,
+    "asyncio": ("api/", "embedding.py", "batcher/futures.py"),
+}
+
+# Place → what it may not import although others may.
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "batcher/plan.py": ("threading", "time", "logging", "queue", "concurrent"),
+}
+
+# Place → it imports the standard library and these alone.
+ONLY_STANDARD_AND: dict[str, tuple[str, ...]] = {
+    "batcher/plan.py": (),
+    "batcher/": ("batcher",),
+    "engine/cpus.py": (),
+}
+
+HEAVY = ("torch", "transformers", "tokenizers", "sentence_transformers", "scipy", "sklearn")
+
+
+def sources(*folders: str) -> dict[str, str]:
+    """Text by path, relative to the repository."""
+    below = (path for folder in folders for path in ROOT.joinpath(folder).rglob("*.py"))
+    paths = [*ROOT.glob("*.py"), *below]
+    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(paths)}
+
+
+PRODUCT = sources("api", "batcher", "engine", "scripts")
+NOT_TESTS = {**PRODUCT, **sources("bench")}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of all imports, those within functions and by `import_module` included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0] if not node.level else "."
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            name = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
+                yield str(name.value).partition(".")[0]
+
+
+def crossings(place: str, source: str) -> list[str]:
+    """What the module at `place` imports although it must not."""
+    found = []
+    for name in sorted(set(imported(ast.parse(source)))):
+        only = [also for where, also in ONLY_STANDARD_AND.items() if place.startswith(where)]
+        if (
+            name == "."
+            or not place.startswith(ALLOWED.get(name, ("",)))
+            or name in FORBIDDEN.get(place, ())
+            or any(name not in (*sys.stdlib_module_names, *also) for also in only)
+        ):
+            found.append(f"{place} imports {name}")
+    return found
+
+
+def long_functions(place: str, source: str) -> list[str]:
+    """Decorators do not count; docstrings do."""
+    return [
+        f"{place}: {node.name} has {num_lines} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (num_lines := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    ]
+
+
+@pytest.mark.parametrize("place", PRODUCT)
+def test_imports_stay_within_their_borders(place: str) -> None:
+    assert crossings(place, PRODUCT[place]) == []
+
+
+def test_futures_is_the_one_file_of_the_batcher_that_knows_asyncio() -> None:
+    knows = [
+        place
+        for place, source in PRODUCT.items()
+        if place.startswith("batcher/") and "asyncio" in imported(ast.parse(source))
+    ]
+    assert knows == ["batcher/futures.py"]
+
+
+@pytest.mark.parametrize("place", ["embedding.py", "settings.py", *ONLY_STANDARD_AND])
+def test_every_place_with_a_rule_of_its_own_exists(place: str) -> None:
+    assert any(name.startswith(place) for name in PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "name"),
+    [
+        ("api/ollama.py", "import torch", "torch"),
+        ("api/ollama.py", "from torch.nn import functional", "torch"),
+        ("api/ollama.py", "def f():\n    import torch.nn as nn", "torch"),
+        ("api/ollama.py", "if TYPE_CHECKING:\n    from transformers import X", "transformers"),
+        ("embedding.py", "import importlib\nimportlib.import_module('torch')", "torch"),
+        ("embedding.py", "__import__('torch.nn')", "torch"),
+        ("engine/model.py", "from pydantic import BaseModel", "pydantic"),
+        ("engine/model.py", "import fastapi", "fastapi"),
+        ("engine/model.py", "import asyncio", "asyncio"),
+        ("settings.py", "import asyncio", "asyncio"),
+        ("batcher/lane.py", "import asyncio", "asyncio"),
+        ("batcher/lane.py", "import numpy", "numpy"),
+        ("batcher/lane.py", "from engine import model", "engine"),
+        ("batcher/plan.py", "import threading", "threading"),
+        ("batcher/plan.py", "from time import monotonic", "time"),
+        ("batcher/plan.py", "import logging", "logging"),
+        ("batcher/plan.py", "from batcher.job import Job", "batcher"),
+        ("batcher/plan.py", "from .job import Job", "."),
+        ("scripts/fetch_model.py", "import torch", "torch"),
+    ],
+)
+def test_the_check_sees_a_crossed_border(place: str, source: str, name: str) -> None:
+    assert crossings(place, source) == [f"{place} imports {name}"]
+
+
+def test_the_check_lets_through_what_is_allowed() -> None:
+    assert crossings("engine/model.py", "import torch\nimport numpy\nfrom engine import x") == []
+    assert crossings("api/jobs.py", "import asyncio\nfrom fastapi import Request") == []
+    assert crossings("batcher/futures.py", "import asyncio\nfrom batcher.job import Job") == []
+
+
+def test_importing_the_app_loads_nothing_heavy() -> None:
+    code = f"import embedding, sys; print(*({set(HEAVY)!r} & set(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=clean_environment({}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (run.returncode, run.stdout.strip()) == (0, ""), run.stderr
+
+
+@pytest.mark.parametrize("place", NOT_TESTS)
+def test_files_and_functions_are_short(place: str) -> None:
+    source = NOT_TESTS[place]
+    assert len(source.splitlines()) < MAX_FILE_LINES
+    assert long_functions(place, source) == []
+
+
+def test_the_check_sees_a_long_function() -> None:
+    def of(num_lines: int) -> str:
+        return "class A:\n    async def f():\n" + "        pass\n" * (num_lines - 1)
+
+    assert long_functions("a.py", of(60)) == []
+    assert long_functions("a.py", of(61)) == ["a.py: f has 61 lines"]
