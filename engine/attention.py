@@ -9,6 +9,7 @@ oracle (engine/selfcheck.py).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "packed"
 
-# Up to this length three plain kernels (product, softmax, product) beat the fused one on a CPU:
-# 0.23 against 0.31 ms at 100 tokens, 12 heads of 32; equal near 300 (docs/log.md).
+# On a CPU three plain kernels (product, softmax, product) beat the fused one for short texts: 0.23
+# against 0.31 ms for 100 tokens, 12 heads of 32; equal near 300. Runs of equal length gain from
+# being one batch while they are short: 60 of 12 tokens 0.8 against 1.5 ms (docs/log.md).
 _MAX_PLAIN_LENGTH = 256
+_MAX_BATCHED_LENGTH = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bounds:
     """How a row is cut: runs of `count` sequences of `length` tokens each, one after the other."""
 
@@ -36,6 +39,15 @@ class Bounds:
     def of(cls, lengths: Sequence[int]) -> Bounds:
         """Neighbours of equal length become one run: sort by length to get few."""
         return cls(tuple((len(list(g)), length) for length, g in itertools.groupby(lengths)))
+
+    @functools.cached_property
+    def plain_runs(self) -> tuple[tuple[int, int], ...]:
+        """The same with runs cut to single sequences where a batch gains nothing."""
+        runs = []
+        for count, length in self.runs:
+            alone = _MAX_BATCHED_LENGTH < length <= _MAX_PLAIN_LENGTH
+            runs += [(1, length)] * count if alone else [(count, length)]
+        return tuple(runs)
 
 
 def packed_attention(
@@ -56,42 +68,38 @@ def packed_attention(
         raise ValueError(f"packed attention cannot express {unsupported or 'a mask'}")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", False))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    groups = query.shape[1] // key.shape[1]
-    out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-    start = 0
-    for count, length in packed_bounds.runs:
-        rows = slice(start, start + count * length)
-        start = rows.stop
-        q, k, v = (t[0, :, rows].transpose(0, 1) for t in (query, key, value))  # [n*L, h, d]
-        out[0, rows] = _attend(q, k, v, count, scale, causal, groups)
-    return out, None
+    plain = query.device.type == "cpu" and not causal and query.shape[1] == key.shape[1]
+    runs = packed_bounds.plain_runs if plain else packed_bounds.runs
+    sizes = [count * length for count, length in runs]
+    out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])  # [T, heads, d]
+    rows = zip(*(torch.split(t[0], sizes, dim=1) for t in (query, key, value)), strict=True)
+    for (count, length), (q, k, v), o in zip(runs, rows, torch.split(out, sizes), strict=True):
+        if plain and length <= _MAX_PLAIN_LENGTH:
+            o.copy_(_attend_plain(q, k, v, count, scale).transpose(0, 1))
+        else:
+            o.copy_(_attend_fused(q, k, v, count, scale, causal).transpose(0, 1))
+    return out[None], None
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool, groups: int
-) -> Tensor:
-    """One run; q `[n*L, heads, d]`, k and v `[n*L, kv_heads, d]` -> `[n*L, heads, d]`."""
-    length = q.shape[0] // count
-    if count == 1 and not causal and groups == 1 and length <= _MAX_PLAIN_LENGTH and _on_cpu(q):
-        return _attend_plain(q, k, v, scale)
-    q, k, v = (
-        t.reshape(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)
-    )  # [n, h, L, d]
-    if groups > 1:  # expanded by hand: `enable_gqa` falls to the slow kernel on a CPU
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _attend_plain(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    q, k, v = (t.transpose(0, 1) for t in (q, k, v))  # [h, L, d]
+def _attend_plain(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float) -> Tensor:
+    """One run `[heads, n*L, d]` -> `[heads, n*L, d]`. A single sequence is not copied."""
+    q, k, v = (t.reshape(t.shape[0] * count, t.shape[1] // count, t.shape[2]) for t in (q, k, v))
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
     torch.softmax(scores, -1, out=scores)
-    return torch.bmm(scores, v).transpose(0, 1)
+    return torch.bmm(scores, v).view(-1, count * q.shape[1], v.shape[2])
 
 
-def _on_cpu(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
+def _attend_fused(
+    q: Tensor, k: Tensor, v: Tensor, count: int, scale: float, causal: bool
+) -> Tensor:
+    """One run; q `[heads, n*L, d]`, k and v `[kv_heads, n*L, d]` -> `[heads, n*L, d]`."""
+    num_groups = q.shape[0] // k.shape[0]
+    if num_groups > 1:  # expanded by hand: `enable_gqa` falls to the slow kernel on a CPU
+        k, v = (t.repeat_interleave(num_groups, dim=0) for t in (k, v))
+    length = q.shape[1] // count
+    q, k, v = (t.reshape(-1, count, length, t.shape[2]).transpose(0, 1) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)  # [n, h, L, d]
+    return out.transpose(0, 1).reshape(out.shape[1], count * length, out.shape[3])
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

@@ -181,7 +181,7 @@ def test_refused_truncation_of_a_huge_text_counts_its_head_only(
 ) -> None:
     with pytest.raises(TextTooLong, match="at least") as caught:
         load_tiny("tiny-bert").tokenize(["w1 " * 2_000_000], 64, False, 0)
-    assert 64 < caught.value.num_tokens < 10_000
+    assert 64 < caught.value.num_tokens < 100_000
 
 
 def test_a_huge_text_of_few_tokens_is_no_longer_than_its_tokens(
