@@ -29,7 +29,7 @@ from engine.devices import Device
 from engine.loading import LoadOptions, load_model
 
 _MODELS = Path("bench/models")
-_OURS = os.environ["GOMP_SPINCOUNT"]
+_OURS = os.environ.get("GOMP_SPINCOUNT", "")  # absent in the passive worker
 _WAYS = {
     "libgomp_default": {"GOMP_SPINCOUNT": "300000"},
     "ours": {"GOMP_SPINCOUNT": _OURS},
@@ -119,7 +119,7 @@ def run(model_name: str, num_rounds: int) -> dict[str, Any]:
         ),
         "idle": idle,
         "one_busy_neighbour": busy,
-        "spin_count": int(_OURS),
+        "spin_count": int(_OURS or 0),
         "model": model_name,
         "rounds": num_rounds,
     }
