@@ -25,7 +25,7 @@ RUN python3 scripts/image_requirements.py . /tmp/install
 
 # --no-deps: the torch index has old versions of what torch asks for; the next step brings those.
 RUN if grep -q '^torch\b' /tmp/install/requirements.txt; then \
-        python3 -m pip install --no-deps --index-url "${TORCH_INDEX_URL}" \
+        python3 -m pip install --no-deps ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
             --constraint /tmp/install/constraints.txt torch; \
     fi
 
@@ -45,7 +45,7 @@ COPY engine/ engine/
 # Editable: the `embedding` command and its version, with the code in one place. The import shows a
 # broken image here and not at the customer's; a plug-in must not look for its card meanwhile.
 RUN python3 -m pip install --no-deps --editable . \
-    && TORCH_DEVICE_BACKEND_AUTOLOAD=0 python3 -c 'import torch, transformers, embedding'
+    && TORCH_DEVICE_BACKEND_AUTOLOAD=0 python3 -c 'import embedding; from engine import loading'
 
 # Nothing leaves the machine: models come with the volume.
 ENV EMBEDDING_MODELS_DIR=/models \

@@ -77,6 +77,8 @@ async def _start(service: Service, stop: Callable[[int], None]) -> None:
         service.reason = f"loading model {folder.name}"
         started = time.perf_counter()
         model, on_lane_start = await _on_daemon_thread(lambda: _load(settings, folder))
+        lane = Lane(_run_step(model), settings.max_step_tokens, on_start=on_lane_start)
+        service.start(model, lane, folder.is_stand_in, time.perf_counter() - started)
     except (BadSetting, ModelError, DeviceError) as error:
         _refuse_to_start(service, stop, str(error))
         return
@@ -84,11 +86,9 @@ async def _start(service: Service, stop: Callable[[int], None]) -> None:
         log.exception("loading failed")
         _refuse_to_start(service, stop, f"loading failed: {type(error).__name__}")
         return
-    lane = Lane(_run_step(model), settings.max_step_tokens, on_start=on_lane_start)
-    service.start(model, lane, folder.is_stand_in, time.perf_counter() - started)
     if folder.is_stand_in:
         log.warning(
-            "serving the stand-in model %s: %s has no model; ./download-model.sh fetches bge-m3",
+            "serving the stand-in model %s: no model in %s; ./download-model.sh fetches bge-m3",
             folder.name,
             settings.models_dir,
         )

@@ -75,7 +75,7 @@ docker version --format '{{.Server.Version}}' >/dev/null ||
 
 build=(docker build --build-arg "WITH_DEMO=$with_demo" --tag "embedding:$version")
 [[ -z $base_image ]] || build+=(--build-arg "BASE_IMAGE=$base_image")
-[[ -z ${TORCH_INDEX_URL:-} ]] || build+=(--build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL")
+[[ -z ${TORCH_INDEX_URL+set} ]] || build+=(--build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL")
 "${build[@]}" "$root"
 
 arch=$(docker image inspect --format '{{.Architecture}}' "embedding:$version")
@@ -90,7 +90,7 @@ docker save "embedding:$version" | gzip >"$name.tar.gz.part"
 mv "$name.tar.gz.part" "$name.tar.gz"
 if [[ -n $model ]]; then
   # Not compressed: weights hardly shrink. Readable for all: the container runs as another user.
-  tar -C "$models" --owner=0 --group=0 --mode=a+rX -cf "$model.tar.part" "$model"
+  tar -C "$models" --dereference --owner=0 --group=0 --mode=a+rX -cf "$model.tar.part" "$model"
   mv "$model.tar.part" "$model.tar"
   files+=("$model.tar")
 fi
@@ -106,7 +106,7 @@ Where it shall run, in a folder with these files:
   docker load -i $name.tar.gz
   mkdir -p models${model:+
   tar -C models -xf $model.tar}
-  docker run -d --name embedding --restart unless-stopped -p 8000:8000 \\
+  docker run -d --name embedding --stop-timeout 60 --restart unless-stopped -p 8000:8000 \\
     -v "\$PWD/models:/models:ro"${model:+ -e EMBEDDING_MODEL=$model} embedding:$version
 TEXT
 if [[ -n $base_image ]]; then

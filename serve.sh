@@ -29,17 +29,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/setup_venv.sh
 . scripts/setup_venv.sh
 
-has_model() {
-    local config
-    for config in "${EMBEDDING_MODELS_DIR:-models}"/*/config.json; do
-        [ -e "$config" ] && return 0
-    done
-    return 1
-}
-
 setup_venv
-if [ -z "${EMBEDDING_MODEL:-}" ] && ! has_model; then
-    setup_stand_in
+options=$("$VENV_PYTHON" scripts/serve_options.py) # as the server will read them, .env too
+read -r host port lacks_model <<<"$options"
+if [ "$lacks_model" = yes ]; then
+    setup_stand_in || echo "warning: the stand-in model could not be fetched" >&2
 fi
-exec "$VENV_PYTHON" -m uvicorn embedding:app \
-    --host "${EMBEDDING_HOST:-0.0.0.0}" --port "${EMBEDDING_PORT:-8000}" "$@"
+exec "$VENV_PYTHON" -m uvicorn embedding:app --host "$host" --port "$port" "$@"

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -34,6 +35,21 @@ class BadRequest(ApiError):
 
     def __init__(self, message: str) -> None:
         super().__init__(400, message)
+
+
+class ErrorBody(BaseModel):
+    """What every error answers."""
+
+    error: str
+
+
+# For a route's OpenAPI entry.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "bad input: the text names field and limit"},
+    404: {"model": ErrorBody, "description": "unknown model"},
+    413: {"model": ErrorBody, "description": "body too large"},
+    503: {"model": ErrorBody, "description": "starting, stopping, or the compute thread is dead"},
+}
 
 
 def install(app: FastAPI) -> None:

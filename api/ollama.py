@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api import vectors
 from api.body import read_request
-from api.errors import ApiError, BadRequest
+from api.errors import ERROR_RESPONSES, ApiError, BadRequest
 from api.jobs import EmbedRequest, check_texts, embed
 from api.names import same_model
 from api.service import Service
@@ -91,18 +91,32 @@ class EmbedBody(BaseModel):
     )
     options: Options | None = None
     keep_alive: Annotated[float | None, BeforeValidator(parse_keep_alive)] = Field(
-        None, description="seconds or a Go duration", json_schema_extra={"type": "string"}
+        None,
+        description="seconds or a Go duration",
+        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]},
     )
+
+
+class EmbedAnswer(BaseModel):
+    """200 of POST /api/embed; durations in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]] | list[str]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int | None = None
+
+
+_SCHEMA = EmbedBody.model_json_schema()
+_SCHEMA["properties"]["options"]["anyOf"][0] = _SCHEMA.pop("$defs")["Options"]  # no $ref dangles
 
 
 @router.post(
     "/api/embed",
     summary="Embed texts",
+    responses={200: {"model": EmbedAnswer}, **ERROR_RESPONSES},
     openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": EmbedBody.model_json_schema()}},
-        }
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}
     },
 )
 async def post_embed(request: Request) -> Response:

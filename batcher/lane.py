@@ -179,5 +179,6 @@ class Lane:
             return
         if job.claim is not None:
             self._plan.withdraw(job.claim)
+            job.claim = None  # job and claim name each other: do not leave that to the collector
         job.end(error)
         self._changed.notify_all()

@@ -28,6 +28,8 @@ NAME = "packed"
 _MAX_PLAIN_LENGTH = 256
 _MAX_BATCHED_LENGTH = 64
 
+_INEXPRESSIBLE = ("position_bias", "softcap", "s_aux", "sliding_window")
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -63,7 +65,7 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention output `[1, T, heads, head_dim]`. Raises ValueError for what it cannot express."""
-    unsupported = [k for k in ("position_bias", "softcap", "s_aux") if kwargs.get(k) is not None]
+    unsupported = [name for name in _INEXPRESSIBLE if kwargs.get(name) is not None]
     if unsupported or attention_mask is not None:
         raise ValueError(f"packed attention cannot express {unsupported or 'a mask'}")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", False))

@@ -191,7 +191,8 @@ def _is_available(kind: str) -> bool:
     import torch
 
     with _explained(f"torch.{kind}.is_available()"):
-        return bool(getattr(torch, kind).is_available())
+        module = torch.backends.mps if kind == "mps" else getattr(torch, kind)
+        return bool(module.is_available())
 
 
 def _visible(backend: Backend) -> str:

@@ -60,17 +60,31 @@ def can_pack() -> str:
     return "" if error < _TOLERANCE else f"oneDNN's packed product is off by {error:.1e}"
 
 
-def pack_linears(model: nn.Module) -> None:
+Replaced = list[tuple[nn.Module, str, nn.Module]]  # parent, name, original
+
+
+def pack_linears(model: nn.Module) -> Replaced:
     """Replace every float32 `nn.Linear` below `model` by a PackedLinear, in place.
 
-    The originals are dropped; a weight shared with an embedding table stays for that table.
+    Returns the originals for `restore`; forget them to free their memory. A weight shared with an
+    embedding table stays for that table.
     """
+    replaced: Replaced = []
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.weight.dtype == torch.float32:
+                replaced.append((module, name, child))
                 setattr(module, name, PackedLinear(child))
-        if _is_exact_gelu(getattr(module, "intermediate_act_fn", None)):
-            module.intermediate_act_fn = InPlaceGelu()  # BERT, XLM-RoBERTa: act_fn(dense(x))
+            elif name == "intermediate_act_fn" and _is_exact_gelu(child):
+                replaced.append((module, name, child))
+                setattr(module, name, InPlaceGelu())  # BERT, XLM-RoBERTa: act_fn(dense(x))
+    return replaced
+
+
+def restore(replaced: Replaced) -> None:
+    """Undo `pack_linears`."""
+    for module, name, original in replaced:
+        setattr(module, name, original)
 
 
 def _is_exact_gelu(activation: Any) -> bool:

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from engine import attention, linear, selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.forward import position_offset
+from engine.forward import padded_hidden, position_offset
 from engine.model import EmbeddingModel
-from engine.pooling import Pooling, choose_pooling
+from engine.pooling import Pooling, choose_pooling, refuse_other_modules
 from engine.tokenizing import Tokenizer
 
 log = logging.getLogger("embedding.engine")
@@ -44,6 +45,7 @@ def load_model(name: str, folder: Path, device: Device, options: LoadOptions) ->
     """Raises ModelError naming the file and the reason."""
     config = _read_config(folder)
     _refuse_rerankers(folder, config)
+    refuse_other_modules(folder)
     tokenizer = Tokenizer(folder)
     dtype = device.dtype if options.dtype == "auto" else options.dtype
     model = _load_weights(folder, _DTYPES[dtype]).to(device.name)
@@ -86,8 +88,9 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(
+        model, report = AutoModel.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=dtype,
             attn_implementation=selfcheck.STOCK_ATTENTION,
             local_files_only=True,
@@ -95,9 +98,20 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # every library's own kind; all mean that the folder is at fault
         raise ModelError(f"{folder}: {error}") from error
+    _refuse_incomplete(folder, report)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # BERT's next-sentence head: never part of an embedding
     return model.eval().requires_grad_(False)
+
+
+def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
+    """transformers fills what the file lacks with random numbers; only the pooler may lack."""
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
+    if missing or mismatched:
+        what = f"lack {missing[0]}" if missing else f"do not fit the config: {mismatched[0]}"
+        more = len(missing) + len(mismatched) - 1
+        raise ModelError(f"{folder}: the weights {what}" + (f" and {more} more" if more else ""))
 
 
 def _choose_max_length(
@@ -126,7 +140,7 @@ def _make_fast(
     with torch.inference_mode():
         sequences = selfcheck.sample_sequences(model.config.vocab_size, max_length)
         wanted = selfcheck.stock_hidden(model, sequences)
-        linear_kind = _pack_linears(model, device, options)
+        linear_kind = _pack_linears(model, device, options, sequences, wanted)
         if wanted_layout == "padded":
             return "padded", linear_kind
         reason = _sliding_window(model.config) or selfcheck.check_packed(model, sequences, wanted)
@@ -137,19 +151,28 @@ def _make_fast(
     return "padded", linear_kind
 
 
-def _pack_linears(model: Any, device: Device, options: LoadOptions) -> Literal["packed", "plain"]:
+def _pack_linears(
+    model: Any, device: Device, options: LoadOptions, sequences: list[list[int]], wanted: Tensor
+) -> Literal["packed", "plain"]:
+    """Packed only if the stock forward over packed layers still gives `wanted`."""
     if options.linear == "plain" or device.kind != "cpu" or model.dtype != torch.float32:
         return "plain"
     reason = linear.can_pack()
-    if reason:
-        log.log(logging.WARNING if options.linear == "packed" else logging.INFO, "%s", reason)
-        return "plain"
-    linear.pack_linears(model)
-    return "packed"
+    if not reason:
+        replaced = linear.pack_linears(model)
+        reason = selfcheck.difference(padded_hidden, model, sequences, wanted)
+        if not reason:
+            return "packed"
+        linear.restore(replaced)
+    log.warning("linear layers stay plain: %s", reason)
+    return "plain"
 
 
 def _sliding_window(config: Any) -> str:
-    layers = getattr(config, "layer_types", None) or []
+    """Families name it in two ways; what is left over makes the attention itself refuse."""
+    layers = getattr(config, "layer_types", None)
+    if layers is None:
+        return "it has a sliding window" if getattr(config, "sliding_window", None) else ""
     return "it has layers with a sliding window" if "sliding_attention" in layers else ""
 
 

@@ -53,6 +53,17 @@ def choose_pooling(folder: Path, override: Pooling | None, is_decoder: bool) -> 
     return family, f"no pooling config: family default of {'de' if is_decoder else 'en'}coders"
 
 
+def refuse_other_modules(folder: Path) -> None:
+    """Raises ModelError for a module that would change the vectors and that is not run here."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    for module in json.loads(path.read_text(encoding="utf-8")):
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise ModelError(f"{path}: module {kind} is not supported by this version")
+
+
 def _pooling_config(folder: Path) -> Path | None:
     """The config of the Pooling module that modules.json names, or the usual `1_Pooling`."""
     modules = folder / "modules.json"

@@ -22,6 +22,7 @@ from engine.errors import ModelError, TextTooLong
 # text cut to 512 tokens then costs what 512 tokens cost.
 _HEAD_CHARS_PER_TOKEN = 16
 _MAX_COUNTED_CHARS = 200_000  # a refused text's exact length is told up to here: some 50 ms
+_MAX_HEAD_CHARS = 1_000_000  # no head grows further: the one tokenizer thread is everybody's
 _HEAD_MARGIN_TOKENS = 64  # the last words of a cut head may split otherwise; never use them
 
 _NO_LIMIT = 1 << 30  # transformers writes 1e30 where a tokenizer knows no limit
@@ -82,6 +83,8 @@ class Tokenizer:
             is_whole = len(head) == len(text)
             if is_whole or len(encoding.ids) >= wanted + _HEAD_MARGIN_TOKENS:
                 break
+            if truncate and num_chars >= _MAX_HEAD_CHARS:
+                break  # a megabyte of next to nothing: what it has is what the text gets
             num_chars *= 4
         if len(encoding.ids) > wanted and not truncate:
             num_tokens = len(encoding.ids) + self._num_special

@@ -12,16 +12,17 @@ _here() { cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd; }
 _pip() { "$VENV_PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
 
 _find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10; do
-        [ -n "$candidate" ] || continue
+    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
             2>/dev/null; then
             printf '%s\n' "$candidate"
             return
         fi
     done
-    echo "error: Python 3.10 to 3.13 is needed; install one or name it with PYTHON=/path/to/python" >&2
+    echo "error: Python 3.10 to 3.13 is needed, ${PYTHON:-none found} is not one;" \
+        "name it with PYTHON=/path/to/python" >&2
     return 1
 }
 
@@ -39,7 +40,11 @@ PYTHON
 _install_torch() {
     local pin index="${TORCH_INDEX_URL-https://download.pytorch.org/whl/cpu}"
     pin=$(grep -E '^torch==' constraints.txt)
-    "$VENV_PYTHON" -c 'import torch' 2>/dev/null && return
+    "$VENV_PYTHON" - "${pin#torch==}" <<'PYTHON' 2>/dev/null && return
+import sys
+from importlib.metadata import version
+sys.exit(version("torch").partition("+")[0] != sys.argv[1])
+PYTHON
     # --no-deps: the torch index has old versions of what torch asks for; the pins bring those.
     if [ -n "$index" ]; then
         if _index_answers "$index"; then

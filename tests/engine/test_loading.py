@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError, TextTooLong
 from engine.loading import LoadOptions, load_model
@@ -101,6 +103,24 @@ def make_unknown(folder: Path) -> None:
     write(folder / "config.json", {"model_type": "no-such-family"})
 
 
+def lose_a_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    kept = {name: weight.clone() for name, weight in weights.items() if "layer.1." not in name}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def widen(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write(folder / "config.json", {**config, "intermediate_size": 256})
+
+
+def add_dense(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "x.models.Dense"})
+    write(folder / "modules.json", modules)
+
+
 def make_reranker(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write(folder / "config.json", {**config, "architectures": ["BertForSequenceClassification"]})
@@ -115,6 +135,9 @@ def make_reranker(folder: Path) -> None:
         (spoil_tokenizer, "tokenizer.json"),
         (make_unknown, "no-such-family"),
         (make_reranker, "is a reranker"),
+        (lose_a_layer, "weights lack .*layer.1.* more"),
+        (widen, "mismatch|do not fit"),
+        (add_dense, "module Dense is not supported"),
     ],
 )
 def test_a_folder_that_cannot_be_served_is_refused_with_the_reason(
@@ -123,6 +146,16 @@ def test_a_folder_that_cannot_be_served_is_refused_with_the_reason(
     spoil(copied)
     with pytest.raises(ModelError, match=says):
         load_model("m", copied, CPU, LoadOptions())
+
+
+def test_weights_in_a_pytorch_bin_file_are_read(
+    copied: Path, load_tiny: Callable[..., EmbeddingModel]
+) -> None:
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    model, wanted = load_model("m", copied, CPU, LoadOptions()), load_tiny("tiny-bert")
+    tokens = model.tokenize(["w1 w2 w3"], 64, True, 0)
+    assert (model.run(tokens) == wanted.run(tokens)).all()
 
 
 def test_pickled_code_in_a_model_never_runs(copied: Path, tmp_path: Path) -> None:

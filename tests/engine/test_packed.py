@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +52,9 @@ def test_each_sequence_attends_to_itself_alone(
         start += length
 
 
-@pytest.mark.parametrize("extra", [{"position_bias": torch.zeros(1)}, {"softcap": 30.0}])
+@pytest.mark.parametrize(
+    "extra", [{"position_bias": torch.zeros(1)}, {"softcap": 30.0}, {"sliding_window": 9}]
+)
 def test_what_packed_attention_cannot_express_raises(extra: dict[str, Any]) -> None:
     t = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match=next(iter(extra))):
@@ -67,6 +72,17 @@ def test_packed_linear_layers_equal_plain_ones() -> None:
                 torch.testing.assert_close(
                     linear.PackedLinear(layer)(x), layer(x), atol=TOLERANCE, rtol=0
                 )
+
+
+def test_packed_layers_that_get_this_model_wrong_are_taken_back(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = linear.PackedLinear.forward
+    monkeypatch.setattr(linear, "can_pack", lambda: "")
+    monkeypatch.setattr(linear.PackedLinear, "forward", lambda self, x: 1.01 * forward(self, x))
+    model = load_model("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    assert (model.linear, model.layout) == ("plain", "packed")
+    assert not any(isinstance(m, linear.PackedLinear) for m in model.modules())
 
 
 def test_only_float32_linear_layers_and_exact_gelu_are_replaced() -> None:
@@ -131,8 +147,31 @@ def test_a_family_that_packing_gets_wrong_is_served_padded_with_a_warning(
     )
 
 
-def test_layers_with_a_sliding_window_are_served_padded(
-    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("config", "has_one"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True),
+        ({"layer_types": ["full_attention"], "sliding_window": 4096}, False),
+        ({"sliding_window": 4096}, True),
+        ({"sliding_window": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_sliding_window_is_found_in_either_spelling(
+    config: dict[str, Any], has_one: bool
 ) -> None:
-    monkeypatch.setattr(loading, "_sliding_window", lambda config: "it has a sliding window")
-    assert load_model("m", tiny_folder("tiny-qwen3"), CPU, LoadOptions()).layout == "padded"
+    assert bool(loading._sliding_window(SimpleNamespace(**config))) == has_one
+
+
+def test_layers_with_a_sliding_window_are_served_padded(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder("tiny-qwen3"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 8,
+        "use_sliding_window": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert load_model("m", folder, CPU, LoadOptions()).layout == "padded"
