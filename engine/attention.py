@@ -22,9 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "packed"
 
-# On a CPU three plain kernels (product, softmax, product) beat the fused one for short texts: 0.23
-# against 0.31 ms for 100 tokens, 12 heads of 32; equal near 300. Runs of equal length gain from
-# being one batch while they are short: 60 of 12 tokens 0.8 against 1.5 ms (docs/log.md).
+# On a CPU three plain kernels (product, softmax, product) beat the fused one below some 300 tokens,
+# the more so the wider the heads; runs of equal length gain from being one batch while they are
+# short: 2.4 times for 60 of 12 tokens (bench/results/kernels.json, docs/log.md).
 _MAX_PLAIN_LENGTH = 256
 _MAX_BATCHED_LENGTH = 64
 
