@@ -1,12 +1,13 @@
 """One forward over many sequences, packed in a row or padded in a batch; same answer either way.
 
-Takes token ids, gives the last hidden state of the real tokens, one sequence after the other. Must
-not know tokenizers, pooling or files. Keeps no state between calls.
+Takes token ids, gives the last hidden state of the real tokens. Must not know tokenizers, pooling
+or files. Keeps no state between calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.attention import Bounds
+from engine.tokens import Tokens
 
 # These families count positions from padding_idx + 1 and give a pad token no position of its own.
 _OFFSET_FAMILIES = frozenset({"xlm-roberta", "roberta", "camembert", "xlm-roberta-xl"})
@@ -27,19 +29,59 @@ def position_offset(config: Any) -> int:
     return config.pad_token_id + 1 if config.model_type in _OFFSET_FAMILIES else 0
 
 
-def packed_hidden(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """`[T, H]` in the order given. Sequences of equal length should be neighbours."""
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """Last hidden states of a step's sequences.
+
+    `index[sum(lengths[:i]) + j]` is the row of `states` that holds token j of sequence i; sequences
+    may share rows. None: the rows are the sequences' tokens, one sequence after the other.
+    """
+
+    states: Tensor  # [R, H]
+    lengths: Tensor  # int64 [n]
+    index: Tensor | None = None  # int64 [T], T = sum(lengths)
+
+    def tokens(self) -> Tensor:
+        """`[T, H]`: every sequence's tokens, one sequence after the other."""
+        return self.states if self.index is None else self.states.index_select(0, self.index)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """`[n, H]` of int64 `[n]` positions, counted as in `tokens()`."""
+        rows = positions if self.index is None else self.index.index_select(0, positions)
+        return self.states.index_select(0, rows)
+
+    def first(self) -> Tensor:
+        """`[n, H]`: each sequence's first token."""
+        return self.at(self.lengths.cumsum(0) - self.lengths)
+
+    def last(self) -> Tensor:
+        """`[n, H]`: each sequence's last token."""
+        return self.at(self.lengths.cumsum(0) - 1)
+
+
+def packed_hidden(model: Any, sequences: Sequence[Tokens]) -> Hidden:
+    """All sequences in one row. Those of equal length should be neighbours."""
     device = model.device
-    lengths = [len(ids) for ids in sequences]
-    ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])
+    lengths = [len(tokens.ids) for tokens in sequences]
+    ids = np.concatenate([np.asarray(tokens.ids, dtype=np.int64) for tokens in sequences])
     pad_id = model.config.pad_token_id if position_offset(model.config) else None
-    hidden: Tensor = model(
+    states: Tensor = model(
         input_ids=torch.from_numpy(ids).to(device)[None],
         position_ids=torch.from_numpy(_positions(ids, lengths, pad_id)).to(device)[None],
         packed_bounds=Bounds.of(lengths),
+        **_type_ids(sequences, device),
         **_no_cache(model),
-    ).last_hidden_state
-    return hidden[0]
+    ).last_hidden_state[0]
+    return Hidden(states, torch.tensor(lengths, device=device))
+
+
+def _type_ids(sequences: Sequence[Tokens], device: Any) -> dict[str, Tensor]:
+    """`[1, T]`, only where one differs from 0: most families know no other."""
+    if not any(tokens.type_ids for tokens in sequences):
+        return {}
+    rows = [tokens.type_ids or [0] * len(tokens.ids) for tokens in sequences]
+    ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return {"token_type_ids": torch.from_numpy(ids).to(device)[None]}
 
 
 def _positions(ids: np.ndarray, lengths: Sequence[int], pad_id: int | None) -> np.ndarray:
@@ -55,23 +97,24 @@ def _positions(ids: np.ndarray, lengths: Sequence[int], pad_id: int | None) -> n
     return positions
 
 
-def padded_hidden(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+def padded_hidden(model: Any, sequences: Sequence[Tokens]) -> Hidden:
     """The same by stock transformers: batches of similar length, padded right, masked."""
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    lengths = [len(tokens.ids) for tokens in sequences]
+    order = sorted(range(len(sequences)), key=lambda i: -lengths[i])
     rows: list[Tensor | None] = [None] * len(sequences)
-    for batch in _batches(order, sequences):
-        lengths = [len(sequences[i]) for i in batch]
-        hidden = _padded_batch(model, [sequences[i] for i in batch], max(lengths))
-        for i, length, row in zip(batch, lengths, hidden, strict=True):
-            rows[i] = row[:length]
-    return torch.cat([row for row in rows if row is not None])
+    for batch in _batches(order, lengths):
+        hidden = _padded_batch(model, [sequences[i] for i in batch], lengths[batch[0]])
+        for i, row in zip(batch, hidden, strict=True):
+            rows[i] = row[: lengths[i]]
+    states = torch.cat([row for row in rows if row is not None])
+    return Hidden(states, torch.tensor(lengths, device=states.device))
 
 
-def _batches(order: list[int], sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def _batches(order: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
     """Cut indices sorted by falling length where padding would waste too much."""
     batch: list[int] = []
     for i in order:
-        if batch and len(sequences[i]) < _MIN_SHARE_OF_LONGEST * len(sequences[batch[0]]):
+        if batch and lengths[i] < _MIN_SHARE_OF_LONGEST * lengths[batch[0]]:
             yield batch
             batch = []
         batch.append(i)
@@ -79,19 +122,21 @@ def _batches(order: list[int], sequences: Sequence[Sequence[int]]) -> Iterator[l
         yield batch
 
 
-def _padded_batch(model: Any, sequences: list[Sequence[int]], longest: int) -> Tensor:
+def _padded_batch(model: Any, sequences: list[Tokens], longest: int) -> Tensor:
     """`[n, longest, H]`"""
     pad_id = model.config.pad_token_id or 0
     ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    hidden: Tensor = model(
-        input_ids=torch.from_numpy(ids).to(model.device),
-        attention_mask=torch.from_numpy(mask).to(model.device),
-        **_no_cache(model),
-    ).last_hidden_state
+    type_ids = np.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens.ids)] = tokens.ids
+        mask[row, : len(tokens.ids)] = 1
+        type_ids[row, : len(tokens.ids)] = tokens.type_ids or 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if type_ids.any():
+        inputs["token_type_ids"] = type_ids
+    on_device = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
+    hidden: Tensor = model(**on_device, **_no_cache(model)).last_hidden_state
     return hidden
 
 

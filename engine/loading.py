@@ -24,6 +24,7 @@ from engine.forward import padded_hidden, position_offset
 from engine.model import EmbeddingModel
 from engine.pooling import Pooling, choose_pooling, refuse_other_modules
 from engine.tokenizing import Tokenizer
+from engine.tokens import Tokens
 
 log = logging.getLogger("embedding.engine")
 
@@ -152,7 +153,7 @@ def _make_fast(
 
 
 def _pack_linears(
-    model: Any, device: Device, options: LoadOptions, sequences: list[list[int]], wanted: Tensor
+    model: Any, device: Device, options: LoadOptions, sequences: list[Tokens], wanted: Tensor
 ) -> Literal["packed", "plain"]:
     """Packed only if the stock forward over packed layers still gives `wanted`."""
     if options.linear == "plain" or device.kind != "cpu" or model.dtype != torch.float32:

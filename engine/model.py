@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from engine.forward import packed_hidden, padded_hidden
 from engine.pooling import Pooling, pool
-from engine.tokenizing import Tokenizer, Tokens
+from engine.tokenizing import Tokenizer
+from engine.tokens import Tokens
 
 
 class EmbeddingModel:
@@ -50,10 +51,8 @@ class EmbeddingModel:
     def run(self, step: Sequence[Tokens]) -> NDArray[np.float32]:
         """One vector a sequence, `[n, dim]` float32, pooled but not normalised."""
         order = sorted(range(len(step)), key=lambda i: len(step[i].ids))
-        sequences = [step[i].ids for i in order]
         forward = packed_hidden if self.layout == "packed" else padded_hidden
-        lengths = torch.tensor([len(ids) for ids in sequences], device=self._model.device)
-        vectors = pool(forward(self._model, sequences), lengths, self.pooling)
+        vectors = pool(forward(self._model, [step[i] for i in order]), self.pooling)
         rows: NDArray[np.float32] = np.empty((len(step), self.dim), dtype=np.float32)
         rows[order] = vectors.cpu().numpy()
         return rows

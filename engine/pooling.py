@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelError
+from engine.forward import Hidden
 
 Pooling = Literal["cls", "mean", "last"]
 
@@ -26,16 +27,16 @@ _MODES: dict[str, Pooling] = {
 _MODE_NAMES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 
 
-def pool(hidden: Tensor, lengths: Tensor, pooling: Pooling) -> Tensor:
-    """hidden `[T, H]`, its sequences one after the other, lengths `[n]` -> float32 `[n, H]`."""
-    ends = lengths.cumsum(0)
+def pool(hidden: Hidden, pooling: Pooling) -> Tensor:
+    """A step's hidden states -> float32 `[n, H]`."""
     if pooling == "cls":
-        return hidden.index_select(0, ends - lengths).float()
+        return hidden.first().float()
     if pooling == "last":
-        return hidden.index_select(0, ends - 1).float()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
-    sums = torch.zeros(len(lengths), hidden.shape[1], device=hidden.device)
-    return sums.index_add_(0, rows, hidden.float()) / lengths.unsqueeze(1)
+        return hidden.last().float()
+    lengths, tokens = hidden.lengths, hidden.tokens()
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
+    sums = torch.zeros(len(lengths), tokens.shape[1], device=tokens.device)
+    return sums.index_add_(0, rows, tokens.float()) / lengths.unsqueeze(1)
 
 
 def choose_pooling(folder: Path, override: Pooling | None, is_decoder: bool) -> tuple[Pooling, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import tokenizers
 from transformers import AutoTokenizer
 
 from engine.errors import ModelError, TextTooLong
+from engine.tokens import Tokens
 
 # A text longer than this many characters a token is tokenized in a growing head first: 30 MB of
 # text cut to 512 tokens then costs what 512 tokens cost.
@@ -26,13 +26,6 @@ _MAX_HEAD_CHARS = 1_000_000  # no head grows further: the one tokenizer thread i
 _HEAD_MARGIN_TOKENS = 64  # the last words of a cut head may split otherwise; never use them
 
 _NO_LIMIT = 1 << 30  # transformers writes 1e30 where a tokenizer knows no limit
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One text's token ids, special ones included, after truncation."""
-
-    ids: list[int]
 
 
 class Tokenizer:
