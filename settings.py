@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "EMBEDDING_"
@@ -22,6 +25,47 @@ PREFIX = "EMBEDDING_"
 
 class BadSetting(Exception):
     """One or more settings cannot be used; the text names the variables."""
+
+
+_DURATION_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,  # micro sign
+    "\u03bcs": 1e-6,  # Greek mu
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_MAX_DURATION_CHARS = 100  # matching is quadratic in the length
+
+
+def parse_keep_alive(value: Any) -> float | None:
+    """Seconds or a Go duration ("1h30m") -> seconds; negative means for ever; None stays None.
+
+    Source: Go's time.ParseDuration, which Ollama uses. Raises ValueError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if not isinstance(value, str) or len(value) > _MAX_DURATION_CHARS:
+        raise ValueError("must be seconds or a duration such as 5m")
+    sign, text = (-1.0, value[1:]) if value.startswith("-") else (1.0, value.removeprefix("+"))
+    parts = _DURATION_PART.findall(text)
+    if text == "0":
+        return 0.0
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError("must be seconds or a duration such as 5m, 1h30m or -1s")
+    return sign * sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+
+
+def _parse_keep_alive_setting(value: Any) -> Any:
+    """A variable is always text, so `300` is seconds here."""
+    with contextlib.suppress(TypeError, ValueError):
+        value = float(value)
+    return parse_keep_alive(value.strip() if isinstance(value, str) else value)
 
 
 class Settings(BaseSettings):
@@ -43,8 +87,9 @@ class Settings(BaseSettings):
     models_dir: Path = Field(Path("models"), description="folder that holds one folder a model")
     model: str | None = Field(
         None,
-        description="model to serve: a folder's name below MODELS_DIR, or a path; by default "
-        "bge-m3, else the first by name, or the stand-in all-MiniLM-L6-v2 when there is none",
+        description="models to load at start and keep, separated by commas: names of folders "
+        "below MODELS_DIR, or paths; the first is the default. When absent: bge-m3, else the "
+        "first by name, or the stand-in all-MiniLM-L6-v2 when there is none",
     )
     device: str = Field("auto", description="auto, cpu, or a torch device: vacc, vacc:1, cuda, …")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -58,11 +103,30 @@ class Settings(BaseSettings):
         description="packed: linear weights re-laid once for the CPU, faster, a private copy; "
         "plain: they stay memory-mapped; auto: packed where it works",
     )
-    pooling: Literal["cls", "mean", "last"] | None = Field(
-        None, description="overrides the pooling that the model's own files name"
+    pooling: Literal["cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean"] | None = Field(
+        None, description="overrides the pooling that the models' own files name, of every embedder"
     )
     max_length: int | None = Field(
-        None, ge=3, description="longest input in tokens, special ones included"
+        None,
+        ge=3,
+        description="longest input in tokens, special ones included, up to each model's positions",
+    )
+    prompts: dict[str, str] | None = Field(
+        None, description="prompts by name as a JSON object, beside or over the models' own"
+    )
+    keep_alive: Annotated[float, BeforeValidator(_parse_keep_alive_setting)] = Field(
+        300.0,
+        description="how long a model that was loaded at first use stays after its last request: "
+        "seconds or 5m, 1h; negative: for ever; 0: not at all",
+    )
+    max_model_bytes: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="memory for models, e.g. 8GB; the least recently used go first; by default "
+        "what the machine or its cgroup has left",
+    )
+    load_timeout_s: float = Field(
+        300.0, gt=0, le=86400, description="seconds that a request waits for its model to load"
     )
     max_step_tokens: int = Field(
         1024, ge=1, le=1 << 20, description="tokens that run together; more gains nothing on a CPU"
@@ -71,6 +135,9 @@ class Settings(BaseSettings):
         "auto", description="compute threads; auto: physical cores, CPU affinity and cgroup quota"
     )
     max_inputs: int = Field(10_000, ge=1, description="texts in one request")
+    max_colbert_tokens: int = Field(
+        32_768, ge=1, description="tokens in one request that asks for ColBERT vectors"
+    )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="bytes of one request's body")
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="seconds that SIGTERM gives running requests"
@@ -81,6 +148,11 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         "text", description="log lines for people, or one JSON object a line"
     )
+
+    @property
+    def models(self) -> list[str]:
+        """The names in `model`, in order; empty when none is set."""
+        return [name.strip() for name in (self.model or "").split(",") if name.strip()]
 
     @field_validator("threads", mode="before")
     @classmethod
@@ -108,7 +180,11 @@ class ServeFlags(Settings):
     def as_environment(self) -> dict[str, str]:
         """Every setting that was given, by flag or otherwise, as variables."""
         given = self.model_fields_set - {"reload"}
-        return {PREFIX + name.upper(): str(getattr(self, name)) for name in given}
+        return {PREFIX + name.upper(): _as_text(getattr(self, name)) for name in given}
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def read_flags(arguments: list[str]) -> ServeFlags:
@@ -133,7 +209,9 @@ def _naming_variables() -> Iterator[None]:
     except ValidationError as error:
         raise BadSetting(describe(error)) from error
     except SettingsError as error:
-        raise BadSetting(str(error)) from error
+        field = re.search(r'for field "(\w+)"', str(error))
+        name = f"{PREFIX}{field[1].upper()}: not valid JSON: " if field else ""
+        raise BadSetting(f"{name}{error}") from error
     except UnicodeDecodeError as error:
         raise BadSetting(f".env is not UTF-8: {error.reason} at byte {error.start}") from error
 

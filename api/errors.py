@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from api.loads import LoadFailed
+from api.residents import LoadTimeout, NoRoom
 from batcher.lane import LaneClosed, StepFailed
-from engine.errors import TextTooLong
+from engine.errors import BadPrompt, TextTooLong
 
 log = logging.getLogger("embedding.api")
 
@@ -38,36 +40,67 @@ class BadRequest(ApiError):
 
 
 class ErrorBody(BaseModel):
-    """What every error answers."""
+    """What every error answers below /api."""
 
     error: str
 
 
+class OpenAIError(BaseModel):
+    """The inner object of OpenAI's errors."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorBody(BaseModel):
+    """What every error answers on the rerank and score routes; `detail` repeats the message for
+    clients of vLLM and Jina."""
+
+    error: OpenAIError
+    detail: str
+
+
+_ERRORS = {
+    400: "bad input: the text names field and limit",
+    404: "unknown model",
+    413: "body too large",
+    503: "starting, stopping, the model is loading, or there is no memory for it",
+}
 # For a route's OpenAPI entry.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "bad input: the text names field and limit"},
-    404: {"model": ErrorBody, "description": "unknown model"},
-    413: {"model": ErrorBody, "description": "body too large"},
-    503: {"model": ErrorBody, "description": "starting, stopping, or the compute thread is dead"},
+    status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
 }
+OPENAI_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAIErrorBody, "description": text} for status, text in _ERRORS.items()
+}
+
+_OPENAI_PATHS = ("/v1/", "/v2/", "/rerank", "/score")
+_OUR_OWN = (ApiError, LaneClosed, StepFailed, LoadFailed, LoadTimeout, NoRoom)
 
 
 def install(app: FastAPI) -> None:
-    """Let every error leave the app as `{"error": "text"}`, Ollama's shape."""
+    """Let every error leave the app in the shape of its route's dialect."""
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _handle)
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    return answer(error, request.state.request_id)
+    return answer(error, request.state.request_id, request.url.path)
 
 
-def answer(error: Exception, request_id: str) -> JSONResponse:
+def answer(error: Exception, request_id: str, path: str) -> JSONResponse:
     """The response for any error; our own bugs are logged under the request's id."""
     known = to_api_error(error)
-    if known.status >= 500 and not isinstance(error, (ApiError, LaneClosed, StepFailed)):
+    if known.status >= 500 and not isinstance(error, _OUR_OWN):
         log.error("request %s failed", request_id, exc_info=error)
-    return JSONResponse({"error": known.message}, known.status, known.headers)
+    body: dict[str, Any] = {"error": known.message}
+    if path.startswith(_OPENAI_PATHS):
+        kind = "invalid_request_error" if known.status < 500 else "server_error"
+        inner = {"message": known.message, "type": kind, "param": None, "code": None}
+        body = {"error": inner, "detail": known.message}
+    return JSONResponse(body, known.status, known.headers)
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -76,14 +109,18 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, TextTooLong):
         return BadRequest(f"the input length exceeds the context length: {error}")
-    if isinstance(error, LaneClosed):
+    if isinstance(error, BadPrompt):
+        return BadRequest(str(error))
+    if isinstance(error, (LaneClosed, LoadFailed, NoRoom)):
         return ApiError(503, str(error))
+    if isinstance(error, LoadTimeout):
+        return ApiError(503, str(error), {"Retry-After": "10"})
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, _http_text(error), dict(error.headers or {}))
     if isinstance(error, RequestValidationError):
         return BadRequest("; ".join(str(e.get("msg")) for e in error.errors()))
     if isinstance(error, StepFailed):
-        return ApiError(500, "this text could not be embedded; the server's log has the details")
+        return ApiError(500, "the model failed on this request; the server's log has the details")
     return ApiError(500, _SAYS_NOTHING)
 
 

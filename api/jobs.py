@@ -1,42 +1,53 @@
-"""The one path that every dialect's texts take: check, tokenize, wait for the lane, collect.
+"""The one path that every dialect's texts and pairs take: tokenize, wait for the lane, collect.
 
-Limits, cancellation and timings live here, once. A dialect makes a `EmbedRequest` and gets vectors.
+Limits, cancellation and timings live here, once. A dialect makes an EmbedRequest and
+gets views; pairs come through api/scoring.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
 
 from api.body import is_unicode
 from api.errors import BadRequest
-from api.service import Service, Serving
+from api.service import Embedder, Service, Serving, TokenIds
 from batcher.futures import run_job
 from batcher.job import Job
+from engine.views import Views, dense_rows
+
+# Items, and what turns a part of them, given the index of its first, into tokens.
+Work = tuple[Sequence[Any], Callable[[list[Any], int], Sequence[TokenIds]]]
+
+_MANY = 64  # sequences whose costs are worth a thread
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """`max_length` lowers the model's limit for this request; tokens, special ones included."""
+    """`max_length` lowers the model's limit for this request; tokens, special ones included.
+
+    `views` are among dense, sparse and colbert; of the three fields after it at most one is used.
+    """
 
     texts: Sequence[str]
     truncate: bool = True
     max_length: int | None = None
+    views: tuple[str, ...] = ("dense",)
+    prompt_name: str | None = None
+    input_type: str | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
-    """`rows` `[n, dim]` float32 as pooled, in input order; times in milliseconds."""
+class Cost:
+    """What a request took; times in milliseconds, tokens with special ones."""
 
-    rows: NDArray[np.float32]
     num_tokens: int
     tokenization_ms: float
     queue_ms: float
@@ -51,6 +62,19 @@ class Embedded:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One record a text, in input order."""
+
+    views: list[Views]
+    cost: Cost
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """`[n, dim]` float32 as pooled."""
+        return dense_rows(self.views)
+
+
 def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
     """Raises BadRequest naming the field, the limit, or the index at fault."""
     if len(texts) > max_inputs:
@@ -62,52 +86,73 @@ def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
             raise BadRequest(f"{field}[{index}] is not valid Unicode: it has a lone surrogate")
 
 
-async def embed(
-    service: Service, serving: Serving, request: Request, wanted: EmbedRequest
-) -> Embedded:
-    """Vectors for texts that `check_texts` has passed. Ends early when the client leaves."""
-    model, lane = serving.model, serving.lane
-    max_length = min(wanted.max_length or model.max_length, model.max_length)
+async def embed(service: Service, serving: Serving, wanted: EmbedRequest) -> Embedded:
+    """Views of texts that `check_texts` has passed. Ends early when the client leaves.
+
+    Raises 400 for a reranker, a view that the model lacks, or a prompt that it does not know.
+    """
+    model: Embedder = serving.model
+    if model.is_reranker:
+        raise BadRequest(f"model '{model.name}' is a reranker: it scores pairs and has no vectors")
+    check_views(model, wanted.views)
+    prompt = model.prompt(wanted.prompt_name, wanted.input_type, wanted.instruction)
+    tokenize = tokenizer_of(model, wanted, prompt)
+    rows, cost = await run(service, serving, [(wanted.texts, tokenize)], wanted.views)
+    return Embedded(rows, cost)
+
+
+def check_views(model: Embedder, views: tuple[str, ...]) -> None:
+    missing = [view for view in views if view not in model.views]
+    if missing:
+        there = ", ".join(model.views)
+        raise BadRequest(f"model '{model.name}' has no {missing[0]} output; it has: {there}")
+
+
+def tokenizer_of(
+    model: Embedder, wanted: EmbedRequest, prompt: str, max_tokens: int | None = None
+) -> Callable[[list[str], int], Sequence[TokenIds]]:
+    limits = (wanted.max_length, max_tokens, model.max_length)
+    max_length = min(limit for limit in limits if limit)
+    truncate = wanted.truncate or max_tokens is not None
+
+    def tokenize(part: list[str], first: int) -> Sequence[TokenIds]:
+        return model.tokenize(part, max_length, truncate, first, prompt, wanted.views)
+
+    return tokenize
+
+
+async def run(
+    service: Service,
+    serving: Serving,
+    works: Sequence[Work],
+    views: tuple[str, ...] = (),
+) -> tuple[list[Any], Cost]:
+    """Rows of all works' items, one after the other, as one job."""
     start = time.perf_counter()
-    async with _cancelled_when_client_leaves(request):
-        tokens = await service.tokenize(model, wanted.texts, max_length, wanted.truncate)
-        tokenized = time.perf_counter()
-        costs = [len(t.ids) for t in tokens]
-        job = Job(model.name, tokens, costs)
-        await run_job(lane, job)
-    return Embedded(
-        rows=np.stack(job.rows),
-        num_tokens=sum(costs),
+    tokens: list[TokenIds] = []
+    for items, tokenize in works:
+        tokens += await service.tokenize(items, tokenize)
+    num_tokens = sum(len(t.ids) for t in tokens)
+    limit = serving.settings.max_colbert_tokens
+    if "colbert" in views and num_tokens > limit:
+        raise BadRequest(
+            f"colbert vectors of {num_tokens} tokens in one request, the limit is {limit} "
+            "(max_colbert_tokens)"
+        )
+    tokenized = time.perf_counter()
+    job = Job(serving.resident, tokens, await _costs(service, serving.model, tokens))
+    await run_job(serving.lane, job)
+    cost = Cost(
+        num_tokens=num_tokens,
         tokenization_ms=(tokenized - start) * 1e3,
         queue_ms=(job.started_at - job.queued_at) * 1e3,
         inference_ms=(job.ended_at - job.started_at) * 1e3,
     )
+    return job.rows, cost
 
 
-class ClientLeft(Exception):
-    """Nobody reads the answer any more."""
-
-
-@contextlib.asynccontextmanager
-async def _cancelled_when_client_leaves(request: Request) -> AsyncIterator[None]:
-    """Cancel the body of this block when the connection closes; then raise ClientLeft."""
-    worker = asyncio.current_task()
-    assert worker is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        left = True
-        worker.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if left:
-            raise ClientLeft from None
-        raise
-    finally:
-        watcher.cancel()
+async def _costs(service: Service, model: Any, tokens: list[TokenIds]) -> list[int]:
+    if len(tokens) <= _MANY:
+        return list(model.costs(tokens))
+    loop = asyncio.get_running_loop()
+    return list(await loop.run_in_executor(service.tokenizer_thread, model.costs, tokens))

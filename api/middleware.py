@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import answer
-from api.jobs import ClientLeft
+from api.leaving import ClientLeft
 from api.service import Service
 
 _SAFE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
@@ -56,6 +56,6 @@ class RequestFrame:
         except Exception as error:
             if started:
                 raise
-            await answer(error, request_id)(scope, receive, send_framed)
+            await answer(error, request_id, scope["path"])(scope, receive, send_framed)
         finally:
             self._service.num_requests -= 1

@@ -1,12 +1,10 @@
-"""Ollama's dialect: POST /api/embed. Errors are `{"error": "text"}`.
+"""Ollama's dialect: POST /api/embed and /api/rerank. Errors are `{"error": "text"}`.
 
-Reads and writes that dialect and nothing more; the work is in api/jobs.py.
+Reads and writes that dialect and nothing more; the work is in api/jobs.py and api/scoring.py.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from typing import Annotated, Any, Literal
 
@@ -15,45 +13,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from api import vectors
 from api.body import read_request
-from api.errors import ERROR_RESPONSES, ApiError, BadRequest
-from api.jobs import EmbedRequest, check_texts, embed
-from api.names import same_model
+from api.errors import ERROR_RESPONSES, BadRequest
+from api.jobs import Embedded, EmbedRequest, check_texts, embed
+from api.scoring import ScoreRequest, score
 from api.service import Service
+from settings import parse_keep_alive
 
 router = APIRouter(tags=["Ollama"])
-
-_DURATION_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "\u00b5s": 1e-6,  # micro sign
-    "\u03bcs": 1e-6,  # Greek mu
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
-_MAX_DURATION_CHARS = 100  # matching is quadratic in the length
-
-
-def parse_keep_alive(value: Any) -> float | None:
-    """Seconds or a Go duration ("1h30m") -> seconds; negative means for ever; None stays None.
-
-    Source: Go's time.ParseDuration, which Ollama uses. Raises ValueError.
-    """
-    if value is None:
-        return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if not isinstance(value, str) or len(value) > _MAX_DURATION_CHARS:
-        raise ValueError("must be seconds or a duration such as 5m")
-    sign, text = (-1.0, value[1:]) if value.startswith("-") else (1.0, value.removeprefix("+"))
-    parts = _DURATION_PART.findall(text)
-    if text == "0":
-        return 0.0
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError("must be seconds or a duration such as 5m, 1h30m or -1s")
-    return sign * sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
 
 
 def _refuse_boolean(value: Any) -> Any:
@@ -63,6 +29,13 @@ def _refuse_boolean(value: Any) -> Any:
 
 
 WholeNumber = Annotated[int, BeforeValidator(_refuse_boolean)]
+
+
+View = Literal["dense", "sparse", "colbert"]
+KeepAlive = Annotated[float | None, BeforeValidator(parse_keep_alive)]
+_KEEP_ALIVE_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]
+}
 
 
 class Options(BaseModel):
@@ -90,10 +63,24 @@ class EmbedBody(BaseModel):
         description="cut vectors to this many values, L2 again; ignored out of range",
     )
     options: Options | None = None
-    keep_alive: Annotated[float | None, BeforeValidator(parse_keep_alive)] = Field(
+    keep_alive: KeepAlive = Field(
         None,
-        description="seconds or a Go duration",
-        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]},
+        description="how long the model stays after this request: seconds or a Go duration, "
+        "negative for ever, 0 not at all; a model of EMBEDDING_MODEL always stays",
+        json_schema_extra=_KEEP_ALIVE_SCHEMA,
+    )
+    outputs: list[View] | None = Field(
+        None, description="views wanted from the one forward; default dense alone"
+    )
+    sparse_keys: Literal["id", "text"] | None = Field(
+        None, description="keys of sparse weights: token ids (default) or the tokens' texts"
+    )
+    prompt_name: str | None = Field(None, description="a prompt of the model, by its name")
+    input_type: str | None = Field(
+        None, description="query, document, search_query, search_document, …: the model's prompt"
+    )
+    instruction: str | None = Field(
+        None, description="a task for queries, in the model's own frame where it has one"
     )
 
 
@@ -101,7 +88,9 @@ class EmbedAnswer(BaseModel):
     """200 of POST /api/embed; durations in nanoseconds."""
 
     model: str
-    embeddings: list[list[float]] | list[str]
+    embeddings: list[list[float]] | list[str] | None = None
+    sparse: list[dict[str, float]] | None = None
+    colbert: list[list[list[float]]] | list[list[str]] | None = None
     total_duration: int
     load_duration: int
     prompt_eval_count: int | None = None
@@ -123,27 +112,62 @@ async def post_embed(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
     start = time.perf_counter_ns()
     service: Service = request.app.state.service
-    serving = service.admit()
-    model, settings = serving.model, serving.settings
+    settings = service.admit()
     body = await read_request(request, EmbedBody, settings.max_body_bytes)
-    if body.model and not same_model(body.model, model.name):
-        raise ApiError(404, f"model '{body.model}' not found")
-    answer: dict[str, Any] = {"model": body.model or model.name, "embeddings": []}
-    times = {"total_duration": 0, "load_duration": int(service.load_s * 1e9)}
-    headers: dict[str, str] = {}
+    folder = service.find(body.model)
     texts = _texts(body.input)
     check_texts(texts, settings.max_inputs, "input")
-    if texts:
-        wanted = EmbedRequest(texts, body.truncate is not False, _num_ctx(body))
-        embedded = await embed(service, serving, request, wanted)
-        in_range = body.dimensions if 1 <= (body.dimensions or 0) <= model.dim else None
-        rows = vectors.finish(embedded.rows, in_range)
-        as_base64 = body.encoding_format == "base64"
-        answer["embeddings"] = vectors.to_base64(rows) if as_base64 else rows
-        headers = embedded.headers()
-        times["prompt_eval_count"] = embedded.num_tokens
+    outputs = tuple(dict.fromkeys(body.outputs or ["dense"]))
+    answer: dict[str, Any] = {"model": body.model or folder.name}
+    times: dict[str, int] = {}
+    headers: dict[str, str] = {}
+    async with service.lease(request, folder, body.keep_alive) as serving:
+        times["load_duration"] = int(serving.resident.load_s * 1e9)
+        if texts:
+            wanted = _wanted(body, texts, outputs)
+            embedded = await embed(service, serving, wanted)
+            answer |= _answer(body, embedded, outputs, serving.model)
+            headers = embedded.cost.headers()
+            times["prompt_eval_count"] = embedded.cost.num_tokens
+        else:
+            answer |= {_FIELDS[view]: [] for view in outputs}
     times["total_duration"] = time.perf_counter_ns() - start
     return Response(vectors.dumps(answer | times), 200, headers, "application/json")
+
+
+_FIELDS = {"dense": "embeddings", "sparse": "sparse", "colbert": "colbert"}
+
+
+def _wanted(body: EmbedBody, texts: list[Any], outputs: tuple[str, ...]) -> EmbedRequest:
+    return EmbedRequest(
+        texts,
+        truncate=body.truncate is not False,
+        max_length=_num_ctx(body),
+        views=("dense", *(view for view in outputs if view != "dense")),
+        prompt_name=body.prompt_name or None,
+        input_type=body.input_type or None,
+        instruction=body.instruction or None,
+    )
+
+
+def _answer(
+    body: EmbedBody, embedded: Embedded, outputs: tuple[str, ...], model: Any
+) -> dict[str, Any]:
+    """The fields that hold the views asked for."""
+    as_base64 = body.encoding_format == "base64"
+    answer: dict[str, Any] = {}
+    if "dense" in outputs:
+        in_range = body.dimensions if 1 <= (body.dimensions or 0) <= model.dim else None
+        rows = vectors.finish(embedded.rows, in_range)
+        answer["embeddings"] = vectors.to_base64(rows) if as_base64 else rows
+    if "sparse" in outputs:
+        texts_of = model.token_texts if body.sparse_keys == "text" else None
+        weights = (view.sparse for view in embedded.views if view.sparse is not None)
+        answer["sparse"] = [vectors.to_weights(sparse, texts_of) for sparse in weights]
+    if "colbert" in outputs:
+        matrices = [view.colbert for view in embedded.views if view.colbert is not None]
+        answer["colbert"] = [vectors.to_base64(m) for m in matrices] if as_base64 else matrices
+    return answer
 
 
 def _texts(value: Any) -> list[Any]:
@@ -160,3 +184,68 @@ def _texts(value: Any) -> list[Any]:
 def _num_ctx(body: EmbedBody) -> int | None:
     num_ctx = body.options.num_ctx if body.options else None
     return num_ctx if num_ctx and num_ctx > 0 else None
+
+
+class RerankBody(BaseModel):
+    """POST /api/rerank"""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [{"query": "what is a panda?", "documents": ["a bear", "a city"]}]
+        },
+    )
+    query: str
+    documents: list[Any] = Field(description="texts")
+    model: str | None = Field(None, description="the default reranker when absent")
+    top_n: WholeNumber | None = Field(None, description="the best so many; all when absent or 0")
+    instruction: str | None = Field(None, description="the task, for models that take one")
+    keep_alive: KeepAlive = Field(None, json_schema_extra=_KEEP_ALIVE_SCHEMA)
+
+
+class RerankResult(BaseModel):
+    """One document's place in `documents` and its relevance."""
+
+    index: int
+    relevance_score: float
+
+
+class RerankAnswer(BaseModel):
+    """200 of POST /api/rerank, best first."""
+
+    model: str
+    results: list[RerankResult]
+
+
+@router.post(
+    "/api/rerank",
+    summary="Order documents by relevance to a query",
+    responses={200: {"model": RerankAnswer}, **ERROR_RESPONSES},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": RerankBody.model_json_schema()}},
+        }
+    },
+)
+async def post_rerank(request: Request) -> Response:
+    """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties."""
+    service: Service = request.app.state.service
+    settings = service.admit()
+    body = await read_request(request, RerankBody, settings.max_body_bytes)
+    check_texts(body.documents, settings.max_inputs, "documents")
+    folder = await service.find_reranker(body.model)
+    pairs = [(body.query, document) for document in body.documents]
+    results: list[dict[str, Any]] = []
+    headers: dict[str, str] = {}
+    async with service.lease(request, folder, body.keep_alive) as serving:
+        if pairs:
+            wanted = ScoreRequest(pairs, instruction=body.instruction or None)
+            scored = await score(service, serving, wanted)
+            results = [
+                {"index": index, "relevance_score": value}
+                for index, value in scored.best(body.top_n, raw=False)
+            ]
+            headers = scored.cost.headers()
+    answer = {"model": body.model or folder.name, "results": results}
+    return Response(vectors.dumps(answer), 200, headers, "application/json")

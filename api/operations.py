@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
+from api.residents import Resident
 from api.service import Service
 
 router = APIRouter(tags=["Operations"])
@@ -19,14 +20,23 @@ async def health(request: Request) -> JSONResponse:
     if reason:
         state = service.state if service.state != "ready" else "failed"
         return JSONResponse({"status": state, "reason": reason}, 503)
-    assert service.model is not None
+    assert service.catalog is not None
+    assert service.residents is not None
     assert service.lane is not None
-    body: dict[str, Any] = {"status": "ok", **service.model.describe()}
-    if service.is_stand_in:
+    default = service.catalog.default
+    resident = service.residents.get(default.name)
+    body: dict[str, Any] = {"status": "ok", "model": default.name, **_describe(resident)}
+    if default.is_stand_in:
         body["stand_in"] = "no model in the models folder: this small one stands in for yours"
+    body["resident"] = [_describe(r) for r in service.residents.resident()]
+    body["failed"] = service.residents.failures
     body["waiting_jobs"] = service.lane.num_waiting_jobs
     body["waiting_tokens"] = service.lane.num_waiting_tokens
     return JSONResponse(body)
+
+
+def _describe(resident: Resident | None) -> dict[str, Any]:
+    return {} if resident is None or resident.model is None else resident.model.describe()
 
 
 router.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)

@@ -1,52 +1,99 @@
-"""The running server, as routes see it: one model, its lane, its tokenizer thread, its state.
+"""The running server, as routes see it: its models, its lane, its tokenizer thread, its state.
 
-Routes ask it for readiness and limits; embedding.py fills it in. Must not know HTTP or torch: the
-model is whatever has the few methods below.
+Routes ask it for readiness, limits and models; api/lifecycle.py fills it in. Must not know HTTP or
+torch: a model is whatever has the few methods below.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from fastapi import Request
+
+from api.catalog import Catalog
 from api.errors import ApiError
+from api.leaving import cancelled_when_client_leaves
+from api.residents import Resident, Residents
 from batcher.lane import Lane
+from engine.store import ModelFolder
 from settings import Settings
+
+T = TypeVar("T")
 
 
 class TokenIds(Protocol):
-    """A tokenized text; its cost is `len(ids)`."""
+    """A tokenized text or pair."""
 
     @property
     def ids(self) -> Sequence[int]: ...
 
 
 class Model(Protocol):
-    """What the HTTP side needs of a loaded model. Lengths count special tokens."""
+    """What the HTTP side needs of any loaded model. Lengths count special tokens."""
 
     name: str
     dim: int
     max_length: int
+    views: tuple[str, ...]
+    is_reranker: bool
 
-    def tokenize(
-        self, texts: Sequence[str], max_length: int, truncate: bool, first_index: int
-    ) -> Sequence[TokenIds]: ...
+    def costs(self, sequences: Sequence[Any]) -> list[int]: ...
 
     def run(self, step: Sequence[Any]) -> Any: ...
 
     def describe(self) -> dict[str, str | int]: ...
 
 
+class Embedder(Model, Protocol):
+    """Rows of `run` are engine.views.Views."""
+
+    def prompt(
+        self, prompt_name: str | None, input_type: str | None, instruction: str | None
+    ) -> str: ...
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        truncate: bool,
+        first_index: int,
+        prompt: str,
+        views: tuple[str, ...],
+    ) -> Sequence[TokenIds]: ...
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]: ...
+
+
+class Reranker(Model, Protocol):
+    """Rows of `run` are raw scores."""
+
+    def tokenize_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        limits: Any,
+        instruction: str | None,
+        first_index: int,
+    ) -> Sequence[TokenIds]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """What one admitted request works with, until its end, also while the server drains."""
 
-    model: Model
+    resident: Resident
     lane: Lane
     settings: Settings
+
+    @property
+    def model(self) -> Any:
+        """An Embedder or a Reranker; it is there as long as the lease lasts."""
+        assert self.resident.model is not None
+        return self.resident.model
 
 
 class Service:
@@ -54,18 +101,17 @@ class Service:
 
     def __init__(self) -> None:
         self.settings: Settings | None = None
-        self.model: Model | None = None
+        self.catalog: Catalog | None = None
+        self.residents: Residents | None = None
         self.lane: Lane | None = None
-        self.is_stand_in = False
-        self.load_s = 0.0
         self.state = "starting"
         self.reason = "starting"
         self.tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self.num_requests = 0  # being answered now
 
-    def start(self, model: Model, lane: Lane, is_stand_in: bool, load_s: float) -> None:
+    def start(self, catalog: Catalog, residents: Residents, lane: Lane) -> None:
         """From here on requests are served."""
-        self.model, self.lane, self.is_stand_in, self.load_s = model, lane, is_stand_in, load_s
+        self.catalog, self.residents, self.lane = catalog, residents, lane
         if self.state == "starting":
             self.state, self.reason = "ready", ""
 
@@ -81,41 +127,74 @@ class Service:
         assert self.lane is not None
         return "" if self.lane.alive else "the compute thread has died"
 
-    def admit(self) -> Serving:
+    def admit(self) -> Settings:
         """Raises 503 while no request is served."""
         reason = self.unready_because
         if reason:
             raise ApiError(503, reason, {"Retry-After": "5"})
-        assert self.model is not None
+        assert self.settings is not None
+        return self.settings
+
+    def find(self, asked: str | None) -> ModelFolder:
+        """The folder that a request's `model` means; the default when absent. Raises 404."""
+        assert self.catalog is not None
+        if not asked:
+            return self.catalog.default
+        folder = self.catalog.find(asked)
+        if folder is None:
+            raise ApiError(404, f"model '{asked}' not found")
+        return folder
+
+    async def find_reranker(self, asked: str | None) -> ModelFolder:
+        """The same for a request to rerank, whose default is a reranker where there is one."""
+        assert self.catalog is not None
+        if asked:
+            return self.find(asked)
+        assert self.residents is not None
+        return await asyncio.to_thread(self.catalog.default_reranker, self.residents.failures)
+
+    @contextlib.asynccontextmanager
+    async def lease(
+        self, request: Request, folder: ModelFolder, keep_alive_s: float | None = None
+    ) -> AsyncIterator[Serving]:
+        """Use a model, loaded first if need be, until the block or its client is gone.
+
+        Raises LoadFailed, LoadTimeout, NoRoom or ClientLeft.
+        """
+        assert self.residents is not None
         assert self.lane is not None
         assert self.settings is not None
-        return Serving(self.model, self.lane, self.settings)
+        async with (
+            cancelled_when_client_leaves(request),
+            self.residents.lease(folder, keep_alive_s) as resident,
+        ):
+            yield Serving(resident, self.lane, self.settings)
 
     async def tokenize(
-        self, model: Model, texts: Sequence[str], max_length: int, truncate: bool
+        self, items: Sequence[T], tokenize: Callable[[list[T], int], Sequence[TokenIds]]
     ) -> list[TokenIds]:
-        """On the tokenizer thread, in small parts, so that a bulk job lets a query pass."""
+        """`tokenize(part, index of its first)` on the tokenizer thread, in small parts, so that a
+        bulk job lets a query pass. Items are texts or pairs of texts."""
         loop = asyncio.get_running_loop()
         tokens: list[TokenIds] = []
-        for first, part in _parts(texts):
-            tokens += await loop.run_in_executor(
-                self.tokenizer_thread, model.tokenize, part, max_length, truncate, first
-            )
+        for first, part in _parts(items):
+            tokens += await loop.run_in_executor(self.tokenizer_thread, tokenize, part, first)
         return tokens
 
 
-_PART_TEXTS = 64
+_PART_ITEMS = 64
 _PART_CHARS = 64_000  # about 20 ms of one core
 
 
-def _parts(texts: Sequence[str]) -> list[tuple[int, list[str]]]:
-    """Consecutive texts with the index of each part's first."""
-    parts: list[tuple[int, list[str]]] = []
+def _parts(items: Sequence[T]) -> list[tuple[int, list[T]]]:
+    """Consecutive items with the index of each part's first."""
+    parts: list[tuple[int, list[T]]] = []
     num_chars = 0
-    for index, text in enumerate(texts):
-        if not parts or len(parts[-1][1]) == _PART_TEXTS or num_chars + len(text) > _PART_CHARS:
+    for index, item in enumerate(items):
+        length = len(item) if isinstance(item, str) else sum(map(len, item))  # type: ignore[call-overload]
+        if not parts or len(parts[-1][1]) == _PART_ITEMS or num_chars + length > _PART_CHARS:
             parts.append((index, []))
             num_chars = 0
-        parts[-1][1].append(text)
-        num_chars += len(text)
+        parts[-1][1].append(item)
+        num_chars += length
     return parts

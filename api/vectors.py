@@ -6,11 +6,14 @@ Works on whole numpy arrays; no Python float is ever made of a vector's value.
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from engine.views import Sparse
 
 _TINY = 1e-12  # below this norm a vector is left as it is, as torch's normalize does
 
@@ -30,6 +33,19 @@ def to_base64(rows: NDArray[np.float32]) -> list[str]:
     """Each row's little-endian float32 bytes."""
     little = rows.astype("<f4", copy=False)
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
+
+
+def to_weights(
+    sparse: Sparse, texts_of: Callable[[Sequence[int]], list[str]] | None = None
+) -> dict[str, np.float32]:
+    """`{token id: weight}`, or by the tokens' texts; of equal texts the largest weight counts."""
+    if texts_of is None:
+        return dict(zip(map(str, sparse.token_ids.tolist()), sparse.weights, strict=True))
+    texts = texts_of(sparse.token_ids.tolist())
+    weights: dict[str, np.float32] = {}
+    for text, weight in zip(texts, sparse.weights, strict=True):
+        weights[text] = max(weight, weights.get(text, weight))
+    return weights
 
 
 def dumps(answer: dict[str, Any]) -> bytes:

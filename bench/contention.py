@@ -26,7 +26,7 @@ from bench.inprocess import embed_all
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_model
+from engine.loading import LoadOptions, load_embedder
 
 _MODELS = Path("bench/models")
 _OURS = os.environ.get("GOMP_SPINCOUNT", "")  # absent in the passive worker
@@ -41,7 +41,7 @@ def work(model_name: str) -> None:
     """A worker: for every line on stdin, print tokens/s of bulk and seconds of a short query."""
     torch.set_num_threads(count_cpus())
     device = Device("cpu", "cpu", "float32", "packed")
-    model = load_model(model_name, build(model_name, _MODELS), device, LoadOptions())
+    model = load_embedder(model_name, build(model_name, _MODELS), device, LoadOptions())
     texts = measure.lognormal_texts(60)
     num_tokens = sum(len(t.ids) for t in model.tokenize(texts, model.max_length, True, 0))
     embed_all(model, texts, 1024)

@@ -30,7 +30,7 @@ from bench.inprocess import embed_all
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_model
+from engine.loading import LoadOptions, load_embedder
 
 MODELS = Path("bench/models")
 
@@ -92,7 +92,9 @@ async def closed_loop(url: str, texts: list[str], num_clients: int) -> list[floa
 def run(model_name: str, num_clients: int, num_texts: int, num_rounds: int) -> dict[str, Any]:
     torch.set_num_threads(count_cpus())
     folder = build(model_name, MODELS)
-    ours = load_model(model_name, folder, Device("cpu", "cpu", "float32", "packed"), LoadOptions())
+    ours = load_embedder(
+        model_name, folder, Device("cpu", "cpu", "float32", "packed"), LoadOptions()
+    )
     texts = measure.lognormal_texts(num_texts)
     num_tokens = sum(len(t.ids) for t in ours.tokenize(texts, ours.max_length, True, 0))
     with server(model_name) as url:

@@ -31,19 +31,20 @@ from bench import measure
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_model
+from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
+from engine.views import dense_rows
 
 
 def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> NDArray[np.float32]:
     """What a server's process does for one request of these texts, less HTTP and threads."""
     tokens = model.tokenize(texts, model.max_length, True, 0)
     plan = Plan()
-    plan.add("job", model.name, [len(t.ids) for t in tokens])
+    plan.add("job", model.name, model.costs(tokens))
     rows = np.empty((len(texts), model.dim), dtype=np.float32)
     while step := plan.take(max_step_tokens):
         members = [index for _, index in step.members]
-        rows[members] = model.run([tokens[i] for i in members])
+        rows[members] = dense_rows(model.run([tokens[i] for i in members]))
     return vectors.finish(rows)
 
 
@@ -81,7 +82,7 @@ def run(model_name: str, num_texts: int, num_rounds: int, max_step_tokens: int) 
     torch.set_num_threads(count_cpus())
     folder = build(model_name, Path("bench/models"))
     device = Device("cpu", "cpu", "float32", "packed")
-    ours = load_model(model_name, folder, device, LoadOptions())
+    ours = load_embedder(model_name, folder, device, LoadOptions())
     oracle = SentenceTransformer(str(folder), device="cpu")
     texts = measure.lognormal_texts(num_texts)
     lengths = [len(t.ids) for t in ours.tokenize(texts, ours.max_length, True, 0)]

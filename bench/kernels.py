@@ -3,7 +3,8 @@
     python -m bench.kernels [--rounds 15]
 
 Packed linear layers against `F.linear`; plain attention against fused SDPA, one sequence and a run
-of equal ones. Ratios above 1: our choice is faster.
+of equal ones, causal and grouped-query too; segments behind a common beginning against the same
+sequences whole. Ratios above 1: our choice is faster.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import measure
@@ -22,6 +23,9 @@ from engine.cpus import count_cpus
 from engine.linear import PackedLinear
 
 _LINEAR = [(16, 384, 1536), (16, 1024, 4096), (128, 1024, 4096), (1024, 384, 1536)]
+_CAUSAL = [(1, 12), (1, 100), (1, 170), (1, 256), (20, 32), (60, 12)]  # count, length
+_BEHIND = [(30, 30, 12), (20, 100, 12), (20, 100, 40), (10, 70, 110)]  # count, path, length
+_QWEN3_HEADS = (16, 8, 128)  # query heads, key heads, width: Qwen3-0.6B
 _ATTENTION = [(1, 20, 12, 32), (1, 100, 12, 32), (1, 100, 16, 64), (60, 12, 12, 32)]
 
 
@@ -59,6 +63,46 @@ def attention_ratio(count: int, length: int, heads: int, dim: int, rounds: int) 
     )
 
 
+def causal_ratio(count: int, length: int, rounds: int) -> float:
+    """Grouped-query attention of whole sequences."""
+    q, k, v = _qwen3_rows(count * length)
+    bounds = Bounds.of([length] * count)
+    usual = _fused_causal(*_qwen3_rows(count * length), count)
+    return compare(lambda: _ours(q, k, v, bounds), usual, rounds)
+
+
+def behind_ratio(count: int, path: int, length: int, rounds: int) -> float:
+    """A beginning once and its continuations, against all sequences whole."""
+    q, k, v = _qwen3_rows(path + count * length)
+    before = ((0, path),)
+    bounds = Bounds.of([path] + [length] * count, [(), *[before] * count])
+    usual = _fused_causal(*_qwen3_rows(count * (path + length)), count)
+    return compare(lambda: _ours(q, k, v, bounds), usual, rounds)
+
+
+def _qwen3_rows(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    heads, kv_heads, dim = _QWEN3_HEADS
+    q, k, v = (torch.randn(1, num_tokens, n, dim) for n in (heads, kv_heads, kv_heads))
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def _ours(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> object:
+    return packed_attention(nn.Module(), q, k, v, None, packed_bounds=bounds, is_causal=True)
+
+
+def _fused_causal(q: Tensor, k: Tensor, v: Tensor, count: int) -> Callable[[], object]:
+    """As transformers calls it: keys and values repeated for every query head."""
+    q, k, v = (t.reshape(t.shape[1], count, -1, t.shape[3]).transpose(0, 1) for t in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    sdpa = functional.scaled_dot_product_attention
+
+    def work() -> object:
+        keys, values = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        return sdpa(q, keys, values, is_causal=True).transpose(1, 2).contiguous()
+
+    return work
+
+
 def run(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(count_cpus())
     torch.manual_seed(0)
@@ -73,6 +117,15 @@ def run(rounds: int) -> dict[str, Any]:
             )
             for count, length, heads, dim in _ATTENTION
         },
+        "causal_grouped_attention_over_fused_sdpa": {
+            f"{count} of {length} tokens": causal_ratio(count, length, rounds)
+            for count, length in _CAUSAL
+        },
+        "behind_a_path_over_whole_sequences": {
+            f"{count} of {length} tokens behind {path}": behind_ratio(count, path, length, rounds)
+            for count, path, length in _BEHIND
+        },
+        "heads": dict(zip(("query", "key", "width"), _QWEN3_HEADS, strict=True)),
         "rounds": rounds,
     }
 

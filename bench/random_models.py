@@ -2,41 +2,27 @@
 
     python -m bench.random_models bge-m3 [--folder bench/models]
 
-Writes config, seeded random weights (safetensors) and a small working tokenizer of the family's
-kind into an ignored folder. Vectors from them mean nothing; their cost is the real model's. The
-tests build their tiny models here too, and compare them with stock transformers.
+Writes config, seeded random weights, a small working tokenizer of the family's kind and the other
+files of the published layout into an ignored folder. Vectors from them mean nothing; their cost is
+the real model's. The tests build their tiny models here too, and compare them with stock
+transformers: those have wide random weights, so that texts and scores differ clearly.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import string
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from engine.pooling import Pooling
+from bench.random_parts import Shape, write_json, write_layout, write_m3_heads
+from bench.random_tokenizers import END_OF_TEXT, NUM_WORDS, TOKENIZERS
 
-Family = Literal["bert", "xlm-roberta", "qwen3"]
-NUM_WORDS = 2000  # "w0" .. "w1999": one token each, so a text's length is chosen exactly
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """One model's architecture. `sizes` goes to the family's transformers config as it is."""
-
-    family: Family
-    pooling: Pooling
-    max_length: int
-    sizes: dict[str, Any] = field(default_factory=dict)
+__all__ = ["NUM_WORDS", "SHAPES", "Shape", "build"]
 
 
 def _encoder(layers: int, hidden: int, heads: int, **sizes: Any) -> dict[str, Any]:
@@ -60,27 +46,54 @@ def _qwen3(layers: int, hidden: int, heads: int, kv_heads: int, **sizes: Any) ->
     }
 
 
+_TINY = {"initializer_range": 0.4}  # transformers' 0.02 makes all texts of a small model alike
 _BERT = {"vocab_size": 30522, "max_position_embeddings": 512}
 _XLM_R = {"vocab_size": 250002, "max_position_embeddings": 8194, "type_vocab_size": 1}
-_TINY_QWEN3 = {"vocab_size": 600, "head_dim": 16, "intermediate_size": 64}
+_XLM_R_LARGE = _encoder(24, 1024, 16, **_XLM_R)
+_QWEN3_06B = _qwen3(28, 1024, 16, 8, vocab_size=151669, head_dim=128, intermediate_size=3072)
+_TINY_BERT = _encoder(2, 32, 4, **{**_BERT, "vocab_size": 2500}, **_TINY)
+_TINY_XLM_R = _encoder(2, 32, 4, **{**_XLM_R, "vocab_size": 2500}, **_TINY)
+_TINY_XLM_R_512 = {**_TINY_XLM_R, "max_position_embeddings": 514}
+_TINY_QWEN3 = _qwen3(2, 32, 4, 2, vocab_size=600, head_dim=16, intermediate_size=64, **_TINY)
+_TINY_QWEN3_UNTIED = {**_TINY_QWEN3, "tie_word_embeddings": False}
+_CAUSAL: dict[str, Any] = {"model": "ForCausalLM", "tokenizer": "qwen3-reranker"}
+_CLASSIFIER: dict[str, Any] = {"model": "ForSequenceClassification", "layout": "none"}
 
 SHAPES: dict[str, Shape] = {
     "minilm": Shape("bert", "mean", 256, _encoder(6, 384, 12, **_BERT)),
     "bge-small": Shape("bert", "cls", 512, _encoder(12, 384, 12, **_BERT)),
     "bge-base": Shape("bert", "cls", 512, _encoder(12, 768, 12, **_BERT)),
-    "bge-m3": Shape("xlm-roberta", "cls", 8192, _encoder(24, 1024, 16, **_XLM_R)),
-    "qwen3-0.6b": Shape(
-        "qwen3",
-        "last",
-        32768,
-        _qwen3(28, 1024, 16, 8, vocab_size=151669, head_dim=128, intermediate_size=3072),
+    "bge-m3": Shape("xlm-roberta", "cls", 8192, _XLM_R_LARGE, m3_heads=True),
+    "bge-reranker-v2-m3": Shape("xlm-roberta", "cls", 8192, _XLM_R_LARGE, **_CLASSIFIER),
+    "qwen3-0.6b": Shape("qwen3", "last", 32768, _QWEN3_06B),
+    "qwen3-reranker-0.6b": Shape("qwen3", "last", 32768, _QWEN3_06B, layout="none", **_CAUSAL),
+    "tiny-bert": Shape("bert", "cls", 64, _TINY_BERT),
+    "tiny-dense": Shape("bert", "mean", 64, _TINY_BERT, layout="dense"),
+    "tiny-prompts": Shape("bert", "mean", 64, _TINY_BERT, layout="prompts", tokenizer="bert-cased"),
+    "tiny-bert-reranker": Shape("bert", "cls", 512, _TINY_BERT, **_CLASSIFIER),
+    "tiny-xlm-roberta": Shape("xlm-roberta", "cls", 512, _TINY_XLM_R),
+    "tiny-bge-m3": Shape("xlm-roberta", "cls", 8192, _TINY_XLM_R, storage="pickle", m3_heads=True),
+    "tiny-bge-reranker": Shape("xlm-roberta", "cls", 512, _TINY_XLM_R_512, **_CLASSIFIER),
+    "tiny-bge-reranker-v2-m3": Shape("xlm-roberta", "cls", 8192, _TINY_XLM_R, **_CLASSIFIER),
+    "tiny-qwen3": Shape("qwen3", "last", 512, _TINY_QWEN3),
+    "tiny-qwen3-embedding": Shape(
+        "qwen3", "last", 32768, _TINY_QWEN3, layout="qwen3-embedding", storage="two shards"
     ),
-    "tiny-bert": Shape("bert", "cls", 64, _encoder(2, 32, 4, **{**_BERT, "vocab_size": 2500})),
-    "tiny-xlm-roberta": Shape(
-        "xlm-roberta", "cls", 512, _encoder(2, 32, 4, **{**_XLM_R, "vocab_size": 2500})
+    # The published rerankers got sentence-transformers' files later: one has them, one has not.
+    "tiny-qwen3-reranker": Shape(
+        "qwen3", "last", 32768, _TINY_QWEN3, layout="logit-score", **_CAUSAL
     ),
-    "tiny-qwen3": Shape("qwen3", "last", 512, _qwen3(2, 32, 4, 2, **_TINY_QWEN3)),
+    "tiny-qwen3-reranker-untied": Shape(
+        "qwen3", "last", 32768, _TINY_QWEN3_UNTIED, layout="none", **_CAUSAL
+    ),
+    "tiny-qwen3-reranker-seq-cls": Shape(
+        "qwen3", "last", 32768, _TINY_QWEN3, tokenizer="qwen3-reranker", **_CLASSIFIER
+    ),
 }
+
+_OUTPUTS = ("output.dense.weight", "o_proj.weight", "down_proj.weight")  # onto the residual
+_CONFIG_NAMES = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "qwen3": "Qwen3"}
+_PUBLISHED_TOKENIZER_LENGTHS = {"qwen3-embedding": 131072}  # more than the model's 32,768
 
 
 def build(name: str, folder: Path, seed: int = 0) -> Path:
@@ -88,132 +101,69 @@ def build(name: str, folder: Path, seed: int = 0) -> Path:
     path = folder / name
     if (path / "config.json").is_file():
         return path
-    shape = SHAPES[name]
-    path.mkdir(parents=True, exist_ok=True)
-    _TOKENIZERS[shape.family](shape.max_length).save_pretrained(path)
-    _write_json(path / "modules.json", _modules())
-    _write_json(path / "1_Pooling" / "config.json", _pooling_config(shape))
-    _write_json(path / "sentence_bert_config.json", {"max_seq_length": shape.max_length})
+    partial = folder / f".{name}.partial"  # renamed at the end: a torn build is never taken
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     torch.manual_seed(seed)
-    _model(shape).save_pretrained(path)  # writes config.json: last, so a torn build is rebuilt
+    _write(partial, SHAPES[name])
+    partial.rename(path)
     return path
 
 
-def _model(shape: Shape) -> Any:
-    names = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "qwen3": "Qwen3"}
-    config = getattr(transformers, names[shape.family] + "Config")(**shape.sizes)
+def _write(path: Path, shape: Shape) -> None:
+    default = "qwen3-embedding" if shape.family == "qwen3" else shape.family
+    length = _PUBLISHED_TOKENIZER_LENGTHS.get(shape.layout, shape.max_length)
+    tokenizer = TOKENIZERS[shape.tokenizer or default](length)
+    tokenizer.save_pretrained(path)
+    write_layout(path, shape, tokenizer.convert_tokens_to_ids)
+    model = _model(shape, tokenizer.convert_tokens_to_ids(END_OF_TEXT))
+    _save(model, path, shape)
+    if shape.m3_heads:
+        write_m3_heads(path, model)
+
+
+def _model(shape: Shape, end_of_text: int | None) -> Any:
+    name = _CONFIG_NAMES[shape.family]
+    config = getattr(transformers, name + "Config")(**shape.sizes)
     if shape.family == "xlm-roberta":
         config.pad_token_id, config.bos_token_id, config.eos_token_id = 1, 0, 2
-    model = getattr(transformers, names[shape.family] + "Model")(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # transformers starts biases at zero, which would hide mistakes
-            torch.nn.init.normal_(parameter, std=0.02)
+    if shape.model == "ForSequenceClassification":
+        config.num_labels = 1
+        if shape.family == "qwen3":
+            config.pad_token_id = end_of_text  # the head reads the last token that is not this
+    model = getattr(transformers, name + shape.model)(config)
+    for parameter_name, parameter in model.named_parameters():
+        _spread(parameter_name, parameter, config)
     return model.eval()
 
 
-def _pooling_config(shape: Shape) -> dict[str, Any]:
-    return {
-        "word_embedding_dimension": shape.sizes["hidden_size"],
-        "pooling_mode_cls_token": shape.pooling == "cls",
-        "pooling_mode_mean_tokens": shape.pooling == "mean",
-        "pooling_mode_lasttoken": shape.pooling == "last",
-    }
+def _spread(name: str, parameter: torch.nn.Parameter, config: Any) -> None:
+    """transformers starts biases at zero and norms at one, which would hide mistakes, and heads so
+    small that all scores would be the same."""
+    if name.startswith(("classifier.", "score.", "bert.pooler.")) and parameter.dim() == 2:
+        torch.nn.init.normal_(parameter, std=2 * config.hidden_size**-0.5)
+    elif name.endswith("bias"):  # all tokens share it: a large one makes them alike
+        torch.nn.init.normal_(parameter, std=config.initializer_range / 4)
+    elif name.endswith(_OUTPUTS):  # narrower, or a token forgets what it was
+        torch.nn.init.normal_(parameter, std=config.initializer_range / 2)
+    elif name.lower().endswith("norm.weight"):
+        torch.nn.init.normal_(parameter, mean=1.0, std=config.initializer_range)
 
 
-def _modules() -> list[dict[str, Any]]:
-    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    return [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
-    ]
-
-
-def _words() -> list[str]:
-    return [f"w{i}" for i in range(NUM_WORDS)]
-
-
-def _bert_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    characters = string.ascii_lowercase + string.digits + string.punctuation
-    pieces = [*specials, *characters, *(f"##{c}" for c in characters), *_words()]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
-
-
-def _xlm_roberta_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    characters = string.ascii_letters + string.digits + string.punctuation
-    scores = [(token, 0.0) for token in specials]
-    scores += [("▁", -2.0), *((c, -8.0) for c in characters)]
-    scores += [(f"▁{word}", -4.0) for word in _words()]
-    tokenizer = tokenizers.Tokenizer(models.Unigram(scores, unk_id=3))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        cls_token="<s>",
-        sep_token="</s>",
-    )
-
-
-def _qwen3_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *specials])}
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A <|endoftext|>",
-        pair="$A $B <|endoftext|>",
-        special_tokens=[("<|endoftext|>", vocabulary["<|endoftext|>"])],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_length,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-    )
-
-
-_TOKENIZERS: dict[Family, Callable[[int], PreTrainedTokenizerFast]] = {
-    "bert": _bert_tokenizer,
-    "xlm-roberta": _xlm_roberta_tokenizer,
-    "qwen3": _qwen3_tokenizer,
-}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _save(model: Any, path: Path, shape: Shape) -> None:
+    if shape.storage == "pickle":
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(path)
+        torch.save(model.state_dict(), path / "pytorch_model.bin")
+    elif shape.storage == "two shards":
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        model.save_pretrained(path, max_shard_size=num_bytes * 2 // 3)
+    else:
+        model.save_pretrained(path)
+    if shape.layout == "qwen3-embedding":  # published so, over weights named as the bare model's
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        write_json(path / "config.json", {**config, "architectures": ["Qwen3ForCausalLM"]})
 
 
 def main() -> None:

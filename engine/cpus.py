@@ -32,7 +32,7 @@ def _count_cores(cpus: Iterable[int], root: Path) -> int:
     siblings = set()
     for cpu in cpus:
         path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-        siblings.add(_read(path) or str(cpu))
+        siblings.add(read_text(path) or str(cpu))
     return len(siblings)
 
 
@@ -44,28 +44,28 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
 
 def _quotas_v2(root: Path) -> Iterator[float]:
     for mount in ("", "unified"):  # unified: beside v1 hierarchies (hybrid)
-        for folder in _levels(root, "", root / "sys/fs/cgroup" / mount):
-            quota, _, period = _read(folder / "cpu.max").partition(" ")
+        for folder in cgroup_levels(root, "", root / "sys/fs/cgroup" / mount):
+            quota, _, period = read_text(folder / "cpu.max").partition(" ")
             if quota.isdecimal() and period.isdecimal() and int(period):  # no limit reads "max"
                 yield int(quota) / int(period)
 
 
 def _quotas_v1(root: Path) -> Iterator[float]:
     for mount in ("cpu", "cpu,cpuacct", "cpuacct,cpu"):
-        for folder in _levels(root, "cpu", root / "sys/fs/cgroup" / mount):
-            quota, period = (_read(folder / f"cpu.cfs_{k}_us") for k in ("quota", "period"))
+        for folder in cgroup_levels(root, "cpu", root / "sys/fs/cgroup" / mount):
+            quota, period = (read_text(folder / f"cpu.cfs_{k}_us") for k in ("quota", "period"))
             if quota.isdecimal() and period.isdecimal() and int(period):  # no limit reads -1
                 yield int(quota) / int(period)
 
 
-def _levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
+def cgroup_levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
     """This process's folder of one hierarchy and every one above it, up to the mount.
 
     The v2 hierarchy's line names no controller: `0::/path`. In a container the mount itself is this
     process's folder; the path is then `/`, or (v1) the host's, which is not there and is harmless.
     """
     yield mount
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         if controller in controllers.split(","):
             parts = [part for part in path.split("/") if part not in ("", "..")]
@@ -73,7 +73,7 @@ def _levels(root: Path, controller: str, mount: Path) -> Iterator[Path]:
                 yield mount.joinpath(*parts[:depth])
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:

@@ -15,3 +15,7 @@ class TextTooLong(Exception):
         count = f"{num_tokens} tokens" if is_exact else f"at least {num_tokens} tokens"
         super().__init__(f"input {index} has {count}, the limit is {max_tokens}")
         self.index, self.num_tokens, self.max_tokens = index, num_tokens, max_tokens
+
+
+class BadPrompt(Exception):
+    """A request names a prompt or an input type that the model does not have."""

@@ -14,19 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import prefix
 from engine.attention import Bounds
+from engine.recipe import OFFSET_FAMILIES
 from engine.tokens import Tokens
-
-# These families count positions from padding_idx + 1 and give a pad token no position of its own.
-_OFFSET_FAMILIES = frozenset({"xlm-roberta", "roberta", "camembert", "xlm-roberta-xl"})
 
 # A padded batch holds lengths down to this share of its longest: at most a third of it is padding.
 _MIN_SHARE_OF_LONGEST = 0.67
-
-
-def position_offset(config: Any) -> int:
-    """How many position embeddings the family leaves unused at the start."""
-    return config.pad_token_id + 1 if config.model_type in _OFFSET_FAMILIES else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +53,42 @@ class Hidden:
         return self.at(self.lengths.cumsum(0) - 1)
 
 
-def packed_hidden(model: Any, sequences: Sequence[Tokens]) -> Hidden:
-    """All sequences in one row. Those of equal length should be neighbours."""
+def packed_hidden(
+    model: Any, sequences: Sequence[Tokens], *, share_prefixes: bool = False
+) -> Hidden:
+    """All sequences in one row. Those of equal length should be neighbours.
+
+    `share_prefixes` runs a common beginning once; only causal models may ask for it.
+    """
     device = model.device
     lengths = [len(tokens.ids) for tokens in sequences]
+    if share_prefixes and not any(tokens.type_ids for tokens in sequences):
+        tree = prefix.share_prefixes([tokens.ids for tokens in sequences])
+        if len(tree.ids) < len(tree.index):
+            bounds = Bounds.of(tree.lengths, tree.paths)
+            states = _packed_row(model, tree.ids, tree.positions, bounds)
+            index = torch.from_numpy(tree.index).to(device)
+            return Hidden(states, torch.tensor(lengths, device=device), index)
     ids = np.concatenate([np.asarray(tokens.ids, dtype=np.int64) for tokens in sequences])
-    pad_id = model.config.pad_token_id if position_offset(model.config) else None
+    pad_id = model.config.pad_token_id if model.config.model_type in OFFSET_FAMILIES else None
+    positions = _positions(ids, lengths, pad_id)
+    bounds = Bounds.of(lengths)
+    states = _packed_row(model, ids, positions, bounds, **_type_ids(sequences, device))
+    return Hidden(states, torch.tensor(lengths, device=device))
+
+
+def _packed_row(
+    model: Any, ids: np.ndarray, positions: np.ndarray, bounds: Bounds, **inputs: Tensor
+) -> Tensor:
+    """`[R, H]`"""
     states: Tensor = model(
-        input_ids=torch.from_numpy(ids).to(device)[None],
-        position_ids=torch.from_numpy(_positions(ids, lengths, pad_id)).to(device)[None],
-        packed_bounds=Bounds.of(lengths),
-        **_type_ids(sequences, device),
+        input_ids=torch.from_numpy(ids).to(model.device)[None],
+        position_ids=torch.from_numpy(positions).to(model.device)[None],
+        packed_bounds=bounds,
+        **inputs,
         **_no_cache(model),
     ).last_hidden_state[0]
-    return Hidden(states, torch.tensor(lengths, device=device))
+    return states
 
 
 def _type_ids(sequences: Sequence[Tokens], device: Any) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From a folder on disk to a model that answers: what to read, what to decide, what to check.
+"""From a folder on disk to a model that answers: read its recipe, load, make fast, check.
 
 Every decision is logged with where it came from. Never opens a connection, never runs code from the
 folder (no pickle, no remote code). Must not know HTTP or batching.
@@ -6,59 +6,107 @@ folder (no pickle, no remote code). Must not know HTTP or batching.
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from engine import attention, linear, selfcheck
+from engine import attention, heads, linear, selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.forward import padded_hidden, position_offset
-from engine.model import EmbeddingModel
-from engine.pooling import Pooling, choose_pooling, refuse_other_modules
+from engine.forward import padded_hidden
+from engine.model import Backbone, EmbeddingModel, RerankingModel
+from engine.pairs import CrossPairs, Qwen3Pairs
+from engine.recipe import Overrides, Recipe, read_recipe
 from engine.tokenizing import Tokenizer
 from engine.tokens import Tokens
 
 log = logging.getLogger("embedding.engine")
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_QWEN3_END = "<|endoftext|>"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """The settings that shape a model. None and "auto" mean: the model's or the device's own."""
+    """The settings that shape a model. "auto" means: the device's own."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     layout: Literal["auto", "packed", "padded"] = "auto"
     linear: Literal["auto", "packed", "plain"] = "auto"
-    pooling: Pooling | None = None
-    max_length: int | None = None
+    overrides: Overrides = field(default_factory=Overrides)
 
 
-def load_model(name: str, folder: Path, device: Device, options: LoadOptions) -> EmbeddingModel:
+def load_model(
+    name: str, folder: Path, device: Device, options: LoadOptions
+) -> EmbeddingModel | RerankingModel:
     """Raises ModelError naming the file and the reason."""
-    config = _read_config(folder)
-    _refuse_rerankers(folder, config)
-    refuse_other_modules(folder)
-    tokenizer = Tokenizer(folder)
-    dtype = device.dtype if options.dtype == "auto" else options.dtype
-    model = _load_weights(folder, _DTYPES[dtype]).to(device.name)
-    is_decoder = any(getattr(module, "is_causal", False) is True for module in model.modules())
-    pooling, pooling_source = choose_pooling(folder, options.pooling, is_decoder)
-    max_length, length_source = _choose_max_length(folder, model.config, tokenizer, options)
-    layout, linear_kind = _make_fast(model, max_length, device, options)
-    log.info("model %s: %s, %s on %s", name, model.config.model_type, dtype, device.name)
-    log.info("model %s: pooling %s (%s)", name, pooling, pooling_source)
-    log.info("model %s: longest input %d tokens (%s)", name, max_length, length_source)
-    log.info("model %s: layout %s, linear layers %s", name, layout, linear_kind)
-    return EmbeddingModel(name, model, tokenizer, pooling, max_length, layout, linear_kind)
+    recipe = read_recipe(folder, options.overrides)
+    load = _load_reranker if recipe.is_reranker else _load_embedder
+    try:
+        model = load(name, recipe, device, options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # an odd file
+        raise ModelError(f"{folder}: {type(error).__name__}: {error}") from error
+    _log_decisions(model)
+    return model
+
+
+def load_embedder(name: str, folder: Path, device: Device, options: LoadOptions) -> EmbeddingModel:
+    """`load_model` for who needs vectors. Raises ModelError for a reranker too."""
+    model = load_model(name, folder, device, options)
+    if not isinstance(model, EmbeddingModel):
+        raise ModelError(f"{folder}: a reranker has no vectors")
+    return model
+
+
+def load_reranker(name: str, folder: Path, device: Device, options: LoadOptions) -> RerankingModel:
+    """`load_model` for who needs scores of pairs. Raises ModelError for an embedder too."""
+    model = load_model(name, folder, device, options)
+    if not isinstance(model, RerankingModel):
+        raise ModelError(f"{folder}: not a reranker")
+    return model
+
+
+def _load_embedder(
+    name: str, recipe: Recipe, device: Device, options: LoadOptions
+) -> EmbeddingModel:
+    ends_with = _QWEN3_END if recipe.family == "qwen3" and recipe.pooling == ("last",) else None
+    tokenizer = Tokenizer(recipe.folder, lower_case=recipe.lower_case, ends_with=ends_with)
+    modules = heads.load_modules(recipe, device.name)
+    m3_heads = heads.M3Heads(recipe).to(device.name)
+    model = _load_weights(AutoModel, recipe.folder, _dtype(device, options)).to(device.name)
+    heads.check_widths(recipe, modules, m3_heads, int(model.config.hidden_size))
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # BERT's next-sentence head: never part of an embedding
+    backbone = _make_fast(model, recipe, device, options)
+    return EmbeddingModel(name, recipe, backbone, tokenizer, modules, m3_heads)
+
+
+def _load_reranker(
+    name: str, recipe: Recipe, device: Device, options: LoadOptions
+) -> RerankingModel:
+    tokenizer = Tokenizer(recipe.folder, lower_case=recipe.lower_case)
+    pairs = Qwen3Pairs(tokenizer) if recipe.family == "qwen3" else CrossPairs(tokenizer)
+    dtype = _dtype(device, options)
+    if recipe.kind == "causal reranker":
+        model = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
+        head = heads.yes_no(recipe, model, recipe.yes_no or _yes_no(recipe, tokenizer))
+        return RerankingModel(name, recipe, _make_fast(model, recipe, device, options), pairs, head)
+    whole = _load_weights(AutoModelForSequenceClassification, recipe.folder, dtype)
+    whole = whole.to(device.name)
+    head = heads.classifier(whole)
+    backbone = _make_fast(whole.base_model, recipe, device, options)
+    return RerankingModel(name, recipe, backbone, pairs, head)
+
+
+def bytes_per_value(device: Device, options: LoadOptions) -> int:
+    """Of weights in memory."""
+    return torch.tensor([], dtype=_dtype(device, options)).element_size()
 
 
 def set_threads(num_threads: int) -> None:
@@ -66,30 +114,23 @@ def set_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return config
+def _dtype(device: Device, options: LoadOptions) -> torch.dtype:
+    return _DTYPES[device.dtype if options.dtype == "auto" else options.dtype]
 
 
-def _refuse_rerankers(folder: Path, config: dict[str, Any]) -> None:
-    architecture = next(iter(config.get("architectures") or []), "")
-    is_causal_reranker = "CausalLM" in architecture and "reranker" in folder.name.lower()
-    if "ForSequenceClassification" in architecture or is_causal_reranker:
-        raise ModelError(f"{folder}: {architecture} is a reranker; this version serves embedders")
+def _yes_no(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
+    yes, no = (tokenizer.backend.token_to_id(word) for word in ("yes", "no"))
+    if yes is None or no is None:
+        raise ModelError(f"{recipe.folder}: its tokenizer has no tokens yes and no")
+    return int(yes), int(no)
 
 
-def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
-    """The backbone without its pooler head. Safetensors stay mapped where dtypes agree."""
+def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """Safetensors stay mapped where dtypes agree."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
             output_loading_info=True,
             dtype=dtype,
@@ -100,8 +141,6 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:
     except Exception as error:  # every library's own kind; all mean that the folder is at fault
         raise ModelError(f"{folder}: {error}") from error
     _refuse_incomplete(folder, report)
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # BERT's next-sentence head: never part of an embedding
     return model.eval().requires_grad_(False)
 
 
@@ -115,41 +154,31 @@ def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
         raise ModelError(f"{folder}: the weights {what}" + (f" and {more} more" if more else ""))
 
 
-def _choose_max_length(
-    folder: Path, config: Any, tokenizer: Tokenizer, options: LoadOptions
-) -> tuple[int, str]:
-    """The longest input in tokens, special ones included, and where that comes from."""
-    positions = config.max_position_embeddings - position_offset(config)
-    path = folder / "sentence_bert_config.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    candidates = (
-        (options.max_length, "setting EMBEDDING_MAX_LENGTH"),
-        (stored.get("max_seq_length"), path.name),
-        (min(positions, tokenizer.model_max_length), "config.json and tokenizer_config.json"),
-    )
-    length, source = next((length, source) for length, source in candidates if length)
-    if length > positions and options.max_length:
-        raise ModelError(f"EMBEDDING_MAX_LENGTH={length}: {folder.name} has {positions} positions")
-    return min(int(length), positions), source
-
-
-def _make_fast(
-    model: Any, max_length: int, device: Device, options: LoadOptions
-) -> tuple[Literal["packed", "padded"], Literal["packed", "plain"]]:
+def _make_fast(model: Any, recipe: Recipe, device: Device, options: LoadOptions) -> Backbone:
     """Choose layout and linear layers, each kept only if the model's own answer comes out."""
+    is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
     wanted_layout = device.layout if options.layout == "auto" else options.layout
+    shares = is_causal and wanted_layout == "packed"
     with torch.inference_mode():
-        sequences = selfcheck.sample_sequences(model.config.vocab_size, max_length)
+        sequences = selfcheck.sample_sequences(
+            model.config.vocab_size, recipe.max_length, share_prefixes=shares
+        )
         wanted = selfcheck.stock_hidden(model, sequences)
         linear_kind = _pack_linears(model, device, options, sequences, wanted)
         if wanted_layout == "padded":
-            return "padded", linear_kind
-        reason = _sliding_window(model.config) or selfcheck.check_packed(model, sequences, wanted)
+            return Backbone(model, "padded", linear_kind, False)
+        reason = _sliding_window(model.config)
+        if shares and not reason:
+            unshared = selfcheck.check_packed(model, sequences, wanted, share_prefixes=True)
+            if not unshared:
+                return Backbone(model, "packed", linear_kind, True)
+            log.warning("prefixes are not shared: %s", unshared)
+        reason = reason or selfcheck.check_packed(model, sequences, wanted)
     if not reason:
-        return "packed", linear_kind
+        return Backbone(model, "packed", linear_kind, False)
     log.warning("packed layout does not fit this model, serving it padded: %s", reason)
     model.set_attn_implementation(selfcheck.STOCK_ATTENTION)
-    return "padded", linear_kind
+    return Backbone(model, "padded", linear_kind, False)
 
 
 def _pack_linears(
@@ -175,6 +204,23 @@ def _sliding_window(config: Any) -> str:
     if layers is None:
         return "it has a sliding window" if getattr(config, "sliding_window", None) else ""
     return "it has layers with a sliding window" if "sliding_attention" in layers else ""
+
+
+def _log_decisions(model: EmbeddingModel | RerankingModel) -> None:
+    name, recipe, now = model.name, model.recipe, model.describe()
+    log.info("model %s: %s, %s on %s", name, recipe.family, now["dtype"], now["device"])
+    log.info("model %s: %s (%s)", name, recipe.kind, recipe.sources["kind"])
+    if not recipe.is_reranker:
+        source = recipe.sources["pooling"]
+        without = "" if recipe.include_prompt else ", without the prompt's tokens"
+        log.info("model %s: pooling %s (%s)%s", name, now["pooling"], source, without)
+        log.info("model %s: outputs %s, %d values", name, now["outputs"], recipe.dim)
+        log.info("model %s: prompts from %s", name, recipe.sources["prompts"])
+    source = recipe.sources["max_length"]
+    log.info("model %s: longest input %d tokens (%s)", name, recipe.max_length, source)
+    log.info("model %s: layout %s, linear layers %s", name, now["layout"], now["linear"])
+    for module in getattr(recipe, "modules", ()):
+        log.info("model %s: %s after pooling (modules.json)", name, module.kind)
 
 
 attention.register()

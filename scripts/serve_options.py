@@ -11,8 +11,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from engine.errors import ModelError
-from engine.store import find_model
+from engine.store import default_models, find_models, list_models
 from settings import BadSetting, read_settings
+
+
+def _missing(models_dir: Path) -> str:
+    """ "yes" when the folder is empty and no stand-in is installed either."""
+    try:
+        default_models(models_dir)
+    except ModelError:
+        if list_models(models_dir):
+            raise
+        return "yes"
+    return "no"
 
 
 def main() -> None:
@@ -20,13 +31,14 @@ def main() -> None:
         settings = read_settings()
     except BadSetting as error:
         sys.exit(f"cannot start: {error}")
+    missing = "no"
     try:
-        find_model(settings.model, settings.models_dir)
-        missing = "no"
+        if settings.models:
+            find_models(settings.models, settings.models_dir)
+        else:
+            missing = _missing(settings.models_dir)
     except ModelError as error:
-        if settings.model is not None:
-            sys.exit(f"cannot start: {error}")
-        missing = "yes"
+        sys.exit(f"cannot start: {error}")
     print(settings.host, settings.port, missing)
 
 

@@ -31,12 +31,24 @@ BAD = [
     ("DTYPE", "float8"),
     ("LAYOUT", "ragged"),
     ("LINEAR", "fast"),
-    ("POOLING", "max"),
     ("POOLING", "none"),
+    ("POOLING", "cls+mean"),
     ("MAX_LENGTH", "2"),
     ("MAX_LENGTH", "-1"),
     ("MAX_LENGTH", "auto"),
     ("MAX_LENGTH", "512.5"),
+    ("PROMPTS", "{"),
+    ("PROMPTS", "query"),
+    ("KEEP_ALIVE", "soon"),
+    ("KEEP_ALIVE", "5 m"),
+    ("KEEP_ALIVE", "1e400"),
+    ("MAX_MODEL_BYTES", "0"),
+    ("MAX_MODEL_BYTES", "-1"),
+    ("MAX_MODEL_BYTES", "8 elephants"),
+    ("LOAD_TIMEOUT_S", "0"),
+    ("LOAD_TIMEOUT_S", "86401"),
+    ("LOAD_TIMEOUT_S", "nan"),
+    ("MAX_COLBERT_TOKENS", "0"),
     ("MAX_STEP_TOKENS", "0"),
     ("MAX_STEP_TOKENS", "1048577"),
     ("MAX_STEP_TOKENS", "1e3"),
@@ -69,7 +81,19 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LAYOUT", "Packed", "packed"),
     ("LINEAR", "PLAIN", "plain"),
     ("POOLING", "CLS", "cls"),
+    ("POOLING", "weighted_mean", "weighted_mean"),
     ("MAX_LENGTH", "3", 3),
+    ("PROMPTS", '{"query": "q: ", "none": ""}', {"query": "q: ", "none": ""}),
+    ("KEEP_ALIVE", "0", 0.0),
+    ("KEEP_ALIVE", "90", 90.0),
+    ("KEEP_ALIVE", "-1", -1.0),
+    ("KEEP_ALIVE", " 1h30m ", 5400.0),
+    ("KEEP_ALIVE", "-1s", -1.0),
+    ("MAX_MODEL_BYTES", "8GB", 8 * 10**9),
+    ("MAX_MODEL_BYTES", "1.5 GiB", 3 << 29),
+    ("MAX_MODEL_BYTES", "1000", 1000),
+    ("LOAD_TIMEOUT_S", "0.5", 0.5),
+    ("MAX_COLBERT_TOKENS", "1", 1),
     ("MAX_STEP_TOKENS", "1", 1),
     ("MAX_STEP_TOKENS", "1048576", 1 << 20),
     ("THREADS", "AUTO", "auto"),
@@ -116,7 +140,37 @@ def test_a_good_value_is_read(
     monkeypatch.setenv(f"EMBEDDING_{name}", value)
     read = getattr(read_settings(), name.lower())
     assert read == expected
-    assert type(read) is type(expected) or isinstance(read, Path)
+    assert isinstance(read, type(expected))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_keep_alive_is_a_finite_time(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDDING_KEEP_ALIVE", value)
+    with pytest.raises(BadSetting, match=r"^EMBEDDING_KEEP_ALIVE: must be seconds or a duration"):
+        read_settings()
+
+
+@pytest.mark.parametrize("value", ["[]", '["query"]', '"query"', "5", '{"query": 5}'])
+def test_prompts_are_texts_by_name(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDDING_PROMPTS", value)
+    with pytest.raises(BadSetting, match=r"^EMBEDDING_PROMPTS: "):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("", []),
+        (" , ,", []),
+        ("bge-m3", ["bge-m3"]),
+        (" bge-m3 , a/b,bge-m3 ", ["bge-m3", "a/b", "bge-m3"]),
+    ],
+)
+def test_several_models_are_separated_by_commas(
+    value: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDDING_MODEL", value)
+    assert read_settings().models == names
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
@@ -204,13 +258,17 @@ def test_known_and_foreign_variables_are_not_hinted_at() -> None:
 
 def test_flags_reach_another_process_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDDING_DRAIN_TIMEOUT_S", "2.5")
-    given = "--models-dir a/b --model bge-m3 --threads 3 --pooling CLS --max-length 8 --reload"
-    flags = read_flags(given.split())
+    given = "--models-dir a/b --model bge-m3,b --threads 3 --pooling CLS --max-length 8 --reload"
+    more = ["--prompts", '{"query": "q: "}', "--keep-alive", "-1", "--max-model-bytes", "8GB"]
+    flags = read_flags([*given.split(), *more])
     assert flags.reload
     variables = flags.as_environment()
     assert variables == {
         "EMBEDDING_MODELS_DIR": "a/b",
-        "EMBEDDING_MODEL": "bge-m3",
+        "EMBEDDING_MODEL": "bge-m3,b",
+        "EMBEDDING_PROMPTS": '{"query": "q: "}',
+        "EMBEDDING_KEEP_ALIVE": "-1.0",
+        "EMBEDDING_MAX_MODEL_BYTES": "8000000000",
         "EMBEDDING_THREADS": "3",
         "EMBEDDING_POOLING": "cls",
         "EMBEDDING_MAX_LENGTH": "8",

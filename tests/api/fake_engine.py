@@ -1,26 +1,32 @@
-"""The real app over a fake model of ten lines, served by uvicorn in a thread: no torch, no wait."""
+"""The real app over fake models, served by uvicorn in a thread: no torch, no waiting."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
+from api.catalog import Catalog
+from api.lifecycle import overrides_of, run_step
+from api.residents import Resident, Residents
 from api.service import Service
 from batcher.lane import Lane
 from embedding import create_app
-from engine.errors import TextTooLong
-from settings import read_settings
+from engine.store import find_models
+from settings import Settings, read_settings
+from tests.api.fake_models import TIMEOUT_S, FakeEngine, write_model
 
-TIMEOUT_S = 60.0
+NAME = "Fake-Model"
 
 
 def until(holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
@@ -32,67 +38,65 @@ def until(holds: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class FakeTokens:
-    ids: list[int]
-
-
-class FakeModel:
-    """A token a character and two special ones; vectors depend on a text's tokens alone."""
-
-    name, dim, max_length = "Fake-Model", 8, 16
-
-    def __init__(self) -> None:
-        self.may_run = threading.Event()
-        self.may_run.set()
-        self.is_running = threading.Event()
-        self.steps: list[int] = []
-
-    def tokenize(
-        self, texts: Sequence[str], max_length: int, truncate: bool, first_index: int
-    ) -> list[FakeTokens]:
-        for i, text in enumerate(texts):
-            if not truncate and len(text) + 2 > max_length:
-                raise TextTooLong(first_index + i, len(text) + 2, max_length)
-        return [FakeTokens([1, *map(ord, t[: max(0, max_length - 2)]), 2]) for t in texts]
-
-    def run(self, step: Sequence[FakeTokens]) -> Any:
-        self.is_running.set()
-        assert self.may_run.wait(TIMEOUT_S)
-        self.steps.append(len(step))
-        rows = [np.random.default_rng(t.ids).standard_normal(self.dim) for t in step]
-        return np.asarray(rows, np.float32)  # [n, dim]
-
-    def describe(self) -> dict[str, str | int]:
-        return {"model": self.name, "dim": self.dim}
-
-
-@dataclass(frozen=True, slots=True)
 class FakeServer:
     """A running server whose state a test may look at and set."""
 
     url: str
-    model: FakeModel
     service: Service
+    engine: FakeEngine
+    models_dir: Path
+
+    @property
+    def model(self) -> Any:
+        """The default one."""
+        assert self.service.catalog is not None
+        return self.resident(self.service.catalog.default.name).model
+
+    def resident(self, name: str) -> Resident:
+        """A model in memory."""
+        assert self.service.residents is not None
+        resident = self.service.residents.get(name)
+        assert resident is not None
+        return resident
+
+    @property
+    def resident_names(self) -> list[str]:
+        """Models in memory, least recently used first."""
+        assert self.service.residents is not None
+        return [resident.name for resident in self.service.residents.resident()]
+
+    @property
+    def num_waiting_for_loads(self) -> int:
+        assert self.service.residents is not None
+        return sum(resident.num_users for resident in self.service.residents.loading())
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
+        """Without TLS: to read the system's certificates takes longer than most requests."""
+        return httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False, verify=False)
+
+    def get(self, path: str) -> httpx.Response:
+        with self.client() as client:
+            return client.get(path)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        with self.client() as client:
+            return client.post(path, json=body, **options)
 
     def embed(self, body: Any, **options: Any) -> httpx.Response:
-        with self.client() as client:
-            return client.post("/api/embed", json=body, **options)
+        return self.post("/api/embed", body, **options)
 
     @contextlib.contextmanager
     def held_lane(self) -> Iterator[None]:
         """Inside, a step runs that does not end, so that what is sent waits for one next step."""
-        self.model.may_run.clear()
-        self.model.is_running.clear()
+        self.engine.may_run.clear()
+        self.engine.is_running.clear()
         holder = threading.Thread(target=self.embed, args=({"input": "hold"},))
         holder.start()
         try:
-            assert self.model.is_running.wait(TIMEOUT_S)
+            assert self.engine.is_running.wait(TIMEOUT_S)
             yield
         finally:
-            self.model.may_run.set()
+            self.engine.may_run.set()
             holder.join()
 
     def wait_for(self, holds: Callable[[Lane], bool]) -> None:
@@ -103,23 +107,80 @@ class FakeServer:
 
 
 @contextlib.contextmanager
-def serve_fake(*, ready: bool = True, **settings: Any) -> Iterator[FakeServer]:
-    """`settings` by name; not ready means: still starting, as while a model loads."""
-    app, model = create_app(), FakeModel()
-    service: Service = app.state.service
-    service.settings = read_settings(_env_file=None, **settings)
-    lane = Lane(lambda group, payloads: model.run(payloads), 1024)
-    if ready:
-        service.start(model, lane, is_stand_in=False, load_s=1.5)
+def serve_fake(
+    *,
+    ready: bool = True,
+    pinned: Sequence[str] = (NAME,),
+    models_dir: Path | None = None,
+    engine: FakeEngine | None = None,
+    **settings: Any,
+) -> Iterator[FakeServer]:
+    """Settings go by name; not ready means: still starting, as while a model loads.
+
+    Without `models_dir` there is one model, NAME.
+    """
+    with contextlib.ExitStack() as stack:
+        if models_dir is None:
+            models_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_model(models_dir, NAME)
+        app, engine = create_app(), engine or FakeEngine()
+        service: Service = app.state.service
+        service.settings = read_settings(_env_file=None, models_dir=models_dir, **settings)
+        engine.overrides = overrides_of(service.settings)
+        app.router.lifespan_context = _lifespan(engine, pinned if ready else ())
+        port = stack.enter_context(_listening(app))
+        yield FakeServer(f"http://127.0.0.1:{port}", service, engine, models_dir)
+        if service.lane is not None:
+            service.lane.stop(0.0)
+        service.tokenizer_thread.shutdown()
+
+
+def _lifespan(engine: FakeEngine, pinned: Sequence[str]) -> Any:
+    """As the real one without an engine: models belong to the server's loop."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service: Service = app.state.service
+        settings = service.settings
+        assert settings is not None
+        residents = _residents(engine, settings)
+        if pinned:
+            folders = find_models(list(pinned), settings.models_dir)
+            for folder in folders:
+                await residents.pin(folder)
+            catalog = Catalog(settings.models_dir, folders, overrides_of(settings))
+            service.start(catalog, residents, Lane(run_step, settings.max_step_tokens))
+        yield
+        await residents.close()
+
+    return lifespan
+
+
+def _residents(engine: FakeEngine, settings: Settings) -> Residents:
+    return Residents(
+        load=engine.load,
+        measure=engine.measure,
+        release=engine.release,
+        available=lambda: 1 << 40,
+        max_bytes=settings.max_model_bytes,
+        keep_alive_s=settings.keep_alive,
+        load_timeout_s=settings.load_timeout_s,
+    )
+
+
+@contextlib.contextmanager
+def _listening(app: FastAPI) -> Iterator[int]:
+    """Serve in a thread until the block ends; gives the port."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        yield FakeServer(f"http://127.0.0.1:{listening.getsockname()[1]}", model, service)
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started, "the server did not start"
+        port: int = listening.getsockname()[1]
+        yield port
     finally:
         server.should_exit = True
         thread.join()
-        lane.stop(0.0)
-        service.tokenizer_thread.shutdown()
         listening.close()

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.api.fake_engine import FakeServer, serve_fake
+from tests.api.fake_engine import NAME, FakeServer, serve_fake
 from tests.servers import ROOT, Server
 
 MAX_BODY_BYTES = 64 << 20
@@ -265,7 +265,7 @@ def test_requests_that_share_a_step_with_bad_ones_are_untouched(fake: FakeServer
         {"input": ["right", "x" * 99]},
     ]
     alone = [fake.embed(body) for body in bodies]
-    fake.model.steps.clear()
+    fake.engine.steps.clear()
     with ThreadPoolExecutor(len(bodies)) as pool:
         with fake.held_lane():
             running = [pool.submit(fake.embed, body) for body in bodies]
@@ -273,7 +273,7 @@ def test_requests_that_share_a_step_with_bad_ones_are_untouched(fake: FakeServer
             assert "input[1] is not a string" in error_text(running[2].result(), 400)
             fake.wait_for(lambda lane: lane.num_waiting_jobs == 2)
         together = [future.result() for future in running]
-    assert fake.model.steps == [1, 4]
+    assert fake.engine.steps == [(NAME, 1), (NAME, 4)]
     for beside, before in zip(together, alone, strict=True):
         assert beside.status_code == before.status_code
         assert beside.json().get("embeddings") == before.json().get("embeddings")

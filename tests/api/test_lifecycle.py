@@ -218,7 +218,8 @@ def test_a_signal_while_the_model_loads_ends_the_server_with_0(
     [
         ("EMBEDDING_THREADS", "many"),
         ("EMBEDDING_MAX_INPUTS", "0"),
-        ("EMBEDDING_POOLING", "max"),
+        ("EMBEDDING_POOLING", "none"),
+        ("EMBEDDING_KEEP_ALIVE", "nan"),
         ("EMBEDDING_MODEL", "no-such-model"),
         ("EMBEDDING_MODEL", "/no/such/folder"),
     ],

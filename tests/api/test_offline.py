@@ -116,8 +116,10 @@ def test_nothing_goes_out_at_start_or_while_serving(server: Server, guarded: Gua
             return is_ready(client)
 
         until(ready_and_seen)
-        for path in (*PAGES, "/openapi.json", "/health"):
+        for path in (*PAGES, "/openapi.json", "/health", "/api/tags", "/api/ps"):
             assert client.get(path).status_code == 200
+        for path in ("/api/rerank", "/v1/rerank"):
+            assert client.post(path, json={"query": "a", "documents": ["b"]}).status_code == 200
         for body in ({"input": ["a", "b"]}, {"input": "a", "model": "org/other"}, {"input": 5}):
             assert client.post("/api/embed", json=body).status_code in (200, 400, 404)
         seen.update(remote_hosts(server))

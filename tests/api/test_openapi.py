@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from embedding import create_app
 
 
@@ -42,4 +44,27 @@ def test_embed_describes_its_body_its_answer_and_its_errors() -> None:
     assert "num_ctx" in body["properties"]["options"]["anyOf"][0]["properties"]
     kinds = {kind["type"] for kind in body["properties"]["keep_alive"]["anyOf"]}
     assert kinds == {"number", "string", "null"}
+    assert set(body["properties"]) >= {"outputs", "sparse_keys", "prompt_name", "instruction"}
     assert set(route["responses"]) >= {"200", "400", "404", "413", "503"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "error"),
+    [
+        ("/api/rerank", {"query", "documents", "top_n", "keep_alive"}, "ErrorBody"),
+        ("/rerank", {"query", "documents", "top_n", "weights", "instruction"}, "OpenAIErrorBody"),
+        ("/score", {"text_1", "text_2", "queries", "items", "weights"}, "OpenAIErrorBody"),
+    ],
+)
+def test_rerank_and_score_describe_body_example_answer_and_errors(
+    path: str, fields: set[str], error: str
+) -> None:
+    route = create_app().openapi()["paths"][path]["post"]
+    body = route["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) >= fields
+    (example,) = body["examples"]
+    assert set(example) <= set(body["properties"])
+    assert route["responses"]["200"]["content"]["application/json"]["schema"]
+    for status in ("400", "404", "413", "503"):
+        schema = route["responses"][status]["content"]["application/json"]["schema"]
+        assert schema["$ref"].endswith(f"/{error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from engine.store import find_model
+from engine.store import default_models
 from tests.servers import ROOT, Server
 from tests.texts import varied_texts
 
@@ -19,7 +19,8 @@ def test_200_varied_texts_over_http_agree_with_sentence_transformers(
     answer = stand_in_server.embed({"input": texts})
     assert answer.status_code == 200
     ours = np.array(answer.json()["embeddings"], dtype=np.float32)
-    oracle = SentenceTransformer(str(find_model(None, ROOT / "no-such-folder").path), device="cpu")
+    (stand_in,) = default_models(ROOT / "no-such-folder")
+    oracle = SentenceTransformer(str(stand_in.path), device="cpu")
     theirs = np.stack(
         [oracle.encode(t, normalize_embeddings=True, show_progress_bar=False) for t in texts]
     )

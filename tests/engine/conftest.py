@@ -2,45 +2,101 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.random_models import SHAPES, build
 from engine.devices import Device
-from engine.loading import LoadOptions, load_model
-from engine.model import EmbeddingModel
+from engine.loading import LoadOptions, load_embedder, load_reranker
+from engine.model import EmbeddingModel, RerankingModel
 from tests.engine.oracle import Oracle
 
 CPU = Device("cpu", "cpu", "float32", "packed")
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
 
+Folders = Callable[[str], Path]
+Embedders = Callable[..., EmbeddingModel]
+Rerankers = Callable[..., RerankingModel]
+
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """The folder of a tiny model by its shape's name."""
     root = tmp_path_factory.mktemp("tiny-models")
     return lambda name: build(name, root)
 
 
-@pytest.fixture(scope="session")
-def load_tiny(tiny_folder: Callable[[str], Path]) -> Callable[..., EmbeddingModel]:
-    """A tiny model by its shape's name, with LoadOptions as keywords."""
+@pytest.fixture
+def copy_tiny(tiny_folder: Folders, tmp_path: Path) -> Folders:
+    """The same, copied, so that a test may change its files."""
+    return lambda name: Path(shutil.copytree(tiny_folder(name), tmp_path / "copies" / name))
 
-    def load(name: str, **options: object) -> EmbeddingModel:
-        return load_model(name, tiny_folder(name), CPU, LoadOptions(**options))  # type: ignore[arg-type]
+
+@pytest.fixture(scope="session")
+def load_tiny(tiny_folder: Folders) -> Embedders:
+    """A tiny embedder by its shape's name, with LoadOptions as keywords."""
+
+    @functools.cache
+    def usual(name: str) -> EmbeddingModel:
+        return load_embedder(name, tiny_folder(name), CPU, LoadOptions())
+
+    def load(name: str, **options: Any) -> EmbeddingModel:
+        if not options:
+            return usual(name)
+        return load_embedder(name, tiny_folder(name), CPU, LoadOptions(**options))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def load_tiny_reranker(tiny_folder: Folders) -> Rerankers:
+    """A tiny reranker by its shape's name, with LoadOptions as keywords."""
+
+    @functools.cache
+    def usual(name: str) -> RerankingModel:
+        return load_reranker(name, tiny_folder(name), CPU, LoadOptions())
+
+    def load(name: str, **options: Any) -> RerankingModel:
+        if not options:
+            return usual(name)
+        return load_reranker(name, tiny_folder(name), CPU, LoadOptions(**options))
 
     return load
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def pair(
-    request: pytest.FixtureRequest,
-    tiny_folder: Callable[[str], Path],
-    load_tiny: Callable[..., EmbeddingModel],
+    request: pytest.FixtureRequest, tiny_folder: Folders, load_tiny: Embedders
 ) -> tuple[EmbeddingModel, Oracle]:
     """Each family's served model and its oracle."""
     shape = SHAPES[request.param]
     oracle = Oracle(tiny_folder(request.param), shape.pooling, shape.max_length)
     return load_tiny(request.param), oracle
+
+
+@pytest.fixture
+def project_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """What the project logs from INFO on; a running server's logger keeps it to itself."""
+    monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="embedding")
+    return caplog
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Set the keys of a JSON object; None takes a key out."""
+    stored = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    write_json(path, {key: value for key, value in stored.items() if value is not None})

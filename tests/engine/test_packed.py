@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,8 +18,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from engine import attention, linear, loading
-from engine.attention import Bounds, packed_attention
-from engine.loading import LoadOptions, load_model
+from engine.attention import Bounds, Run, packed_attention
+from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from tests.engine.conftest import CPU
 
@@ -26,7 +27,7 @@ TOLERANCE = 1e-5
 
 
 def test_bounds_join_neighbours_of_equal_length() -> None:
-    assert Bounds.of([3, 3, 5, 3]).runs == ((2, 3), (1, 5), (1, 3))
+    assert Bounds.of([3, 3, 5, 3]).runs == (Run(2, 3), Run(1, 5), Run(1, 3))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -80,7 +81,7 @@ def test_packed_layers_that_get_this_model_wrong_are_taken_back(
     forward = linear.PackedLinear.forward
     monkeypatch.setattr(linear, "can_pack", lambda: "")
     monkeypatch.setattr(linear.PackedLinear, "forward", lambda self, x: 1.01 * forward(self, x))
-    model = load_model("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
     assert (model.linear, model.layout) == ("plain", "packed")
     assert not any(isinstance(m, linear.PackedLinear) for m in model.modules())
 
@@ -101,7 +102,7 @@ def test_a_build_without_the_packed_product_keeps_plain_layers(
     tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear, "can_pack", lambda: "no such operator")
-    model = load_model("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
     assert model.linear == "plain"
     assert not any(isinstance(m, linear.PackedLinear) for m in model.modules())
 
@@ -117,7 +118,7 @@ def test_every_linear_layer_of_every_family_is_packed(
 
 def leaky_attention(*args: Any, packed_bounds: Bounds, **kwargs: Any) -> Any:
     """Lets every sequence see all others."""
-    everything = Bounds.of([sum(count * length for count, length in packed_bounds.runs)])
+    everything = Bounds.of([sum(run.count * run.length for run in packed_bounds.runs)])
     return packed_attention(*args, packed_bounds=everything, **kwargs)
 
 
@@ -132,19 +133,18 @@ def test_a_family_that_packing_gets_wrong_is_served_padded_with_a_warning(
     caplog: pytest.LogCaptureFixture,
     broken: Callable[..., Any],
 ) -> None:
-    wanted = load_model("right", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    wanted = load_embedder("right", tiny_folder("tiny-bert"), CPU, LoadOptions())
     monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
     AttentionInterface.register(attention.NAME, broken)
     try:
-        model = load_model("wrong", tiny_folder("tiny-bert"), CPU, LoadOptions())
+        model = load_embedder("wrong", tiny_folder("tiny-bert"), CPU, LoadOptions())
     finally:
         attention.register()
     assert model.layout == "padded"
     assert "packed layout does not fit this model" in caplog.text
     tokens = model.tokenize(["w1", "w1 w2 w3"], 64, True, 0)
-    torch.testing.assert_close(
-        torch.from_numpy(model.run(tokens)), torch.from_numpy(wanted.run(tokens)), atol=1e-5, rtol=0
-    )
+    for got, right in zip(model.run(tokens), wanted.run(tokens), strict=True):
+        np.testing.assert_allclose(got.dense, right.dense, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +174,4 @@ def test_layers_with_a_sliding_window_are_served_padded(
         "use_sliding_window": True,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert load_model("m", folder, CPU, LoadOptions()).layout == "padded"
+    assert load_embedder("m", folder, CPU, LoadOptions()).layout == "padded"

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from api import vectors
 from bench.measure import words
+from bench.random_tokenizers import END_OF_TEXT
 from engine.model import EmbeddingModel
+from engine.views import dense_rows
 from tests.engine.oracle import TOLERANCE, Oracle
 
 TEXTS = [
@@ -34,14 +36,19 @@ TEXTS = [
 
 def served(model: EmbeddingModel, texts: list[str]) -> NDArray[np.float32]:
     """All texts in one step, normalised."""
-    return vectors.finish(model.run(model.tokenize(texts, model.max_length, True, 0)))
+    return vectors.finish(dense_rows(model.run(model.tokenize(texts, model.max_length, True))))
+
+
+def ended_once(text: str, model: EmbeddingModel) -> str:
+    """Qwen3's tokenizer appends the mark even to a text that has it; served texts have it once."""
+    return text.removesuffix(END_OF_TEXT) if model.recipe.family == "qwen3" else text
 
 
 def test_a_mixed_step_equals_stock_transformers_one_text_at_a_time(
     pair: tuple[EmbeddingModel, Oracle],
 ) -> None:
     model, oracle = pair
-    wanted = np.stack([oracle.embed(text) for text in TEXTS])
+    wanted = np.stack([oracle.embed(ended_once(text, model)) for text in TEXTS])
     assert model.layout == "packed"
     np.testing.assert_allclose(served(model, TEXTS), wanted, atol=TOLERANCE)
 
@@ -51,7 +58,8 @@ def test_every_text_alone_equals_stock_transformers(
 ) -> None:
     model, oracle = pair
     for text in TEXTS:
-        np.testing.assert_allclose(served(model, [text])[0], oracle.embed(text), atol=TOLERANCE)
+        wanted = oracle.embed(ended_once(text, model))
+        np.testing.assert_allclose(served(model, [text])[0], wanted, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
@@ -78,7 +86,7 @@ def words_of(count: int) -> str:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(lengths=st.lists(st.integers(0, 80), min_size=1, max_size=24), seed=st.integers(0, 999))
 def test_alone_equals_in_a_step_for_any_mix_of_lengths(

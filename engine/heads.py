@@ -1,0 +1,172 @@
+"""What comes after the backbone: a pooled vector's further modules, bge-m3's two heads, scores.
+
+All in float32, whatever the backbone's type. Must not know tokenizers or batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ModelError
+from engine.forward import Hidden
+from engine.recipe import Recipe
+from engine.sentence_files import Module
+from engine.weights import read_rows, read_state
+
+# Activations that sentence-transformers' Dense may name; anything else would need code of its own.
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "Tanh": nn.Tanh,
+    "Identity": nn.Identity,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "Sigmoid": nn.Sigmoid,
+    "SiLU": nn.SiLU,
+}
+_STATE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Dense(nn.Module):
+    """sentence-transformers' Dense: `activation(x W^T + b)`, plus x if it has a residual."""
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        config, state = module.config, read_state(module.folder, *_STATE_FILES)
+        name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+        activation = _ACTIVATIONS.get(name.rpartition(".")[2])
+        if activation is None or not name.startswith("torch."):
+            raise ModelError(f"{module.folder}: activation {name} is not supported")
+        self.activation = activation()
+        self.linear = linear_of(module, state, "linear.")
+        self.residual: nn.Module | None = None
+        if config.get("use_residual"):
+            has_own = "residual.weight" in state
+            self.residual = linear_of(module, state, "residual.") if has_own else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.linear(x))
+        return out if self.residual is None else out + self.residual(x)
+
+
+class L2(nn.Module):
+    """sentence-transformers' Normalize, where another module follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x, dim=-1)
+
+
+def linear_of(module: Module, state: dict[str, Tensor], prefix: str) -> nn.Linear:
+    """A linear layer of the stored shape. Raises ModelError without its weight."""
+    weight = state.get(f"{prefix}weight")
+    if weight is None or weight.ndim != 2:
+        raise ModelError(f"{module.folder}: no matrix {prefix}weight")
+    return _linear(weight, state.get(f"{prefix}bias"))
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
+    return layer.eval().requires_grad_(False)
+
+
+def load_modules(recipe: Recipe, device: str) -> nn.Sequential:
+    """The modules between pooling and the answer, `[n, H * modes]` -> `[n, dim]`."""
+    layers: list[nn.Module] = []
+    for module in recipe.modules:
+        if module.kind == "Dense":
+            layers.append(Dense(module))
+        elif module.kind == "Normalize":
+            layers.append(L2())
+        else:
+            layers.append(_layer_norm(module))
+    return nn.Sequential(*layers).eval().requires_grad_(False).to(device)
+
+
+def check_widths(recipe: Recipe, modules: nn.Sequential, heads: M3Heads, hidden_size: int) -> None:
+    """Raises ModelError where a module or a head does not fit what it reads, or gives another
+    width than its config says."""
+    for name, head in heads.named_children():
+        if isinstance(head, nn.Linear) and head.in_features != hidden_size:
+            width = head.in_features
+            raise ModelError(f"{recipe.folder / name}.pt: reads {width} values, not {hidden_size}")
+    device = next((each.device for each in modules.parameters()), None)
+    pooled = torch.zeros(1, hidden_size * len(recipe.pooling), device=device)
+    try:
+        dim = modules(pooled).shape[1]
+    except RuntimeError as error:
+        raise ModelError(
+            f"{recipe.folder}: the modules after pooling do not fit: {error}"
+        ) from error
+    if dim != recipe.dim:
+        what = f"the modules after pooling give {dim} values, the config says {recipe.dim}"
+        raise ModelError(f"{recipe.folder}: {what}")
+
+
+def _layer_norm(module: Module) -> nn.LayerNorm:
+    state = read_state(module.folder, *_STATE_FILES)
+    layer = nn.LayerNorm(len(state["norm.weight"]))
+    layer.weight.data, layer.bias.data = state["norm.weight"], state["norm.bias"]
+    return layer
+
+
+class M3Heads(nn.Module):
+    """bge-m3's `sparse_linear` (H -> 1) and `colbert_linear` (H -> H), each where it is there."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.sparse_linear = self._read(recipe, "sparse", "sparse_linear.pt")
+        self.colbert_linear = self._read(recipe, "colbert", "colbert_linear.pt")
+
+    @staticmethod
+    def _read(recipe: Recipe, view: str, name: str) -> nn.Linear | None:
+        if view not in recipe.views:
+            return None
+        state = read_state(recipe.folder, name)
+        if "weight" not in state:
+            raise ModelError(f"{recipe.folder / name}: no weight")
+        return _linear(state["weight"], state.get("bias"))
+
+    def sparse(self, states: Tensor) -> Tensor:
+        """Lexical weight of each token: `[T, H]` -> `[T]`, none negative."""
+        assert self.sparse_linear is not None
+        weights: Tensor = torch.relu(self.sparse_linear(states)).squeeze(-1)
+        return weights
+
+    def colbert(self, states: Tensor) -> Tensor:
+        """Token vectors, L2 each: `[T, H]` -> `[T, H']`."""
+        assert self.colbert_linear is not None
+        return nn.functional.normalize(self.colbert_linear(states), dim=-1)
+
+
+ScoreHead = Callable[[Hidden], Tensor]  # raw scores `[n]`
+
+
+def classifier(model: Any) -> ScoreHead:
+    """The head of a `*ForSequenceClassification` with one label, over its backbone's states."""
+    if hasattr(model, "score"):  # decoders: one linear layer over the last token
+        score = model.score.float()
+        return lambda hidden: score(hidden.last().float()).squeeze(-1)
+    head = model.classifier.float()
+    pooler = getattr(model.base_model, "pooler", None)
+    if pooler is not None:  # BERT: tanh of a linear layer over [CLS], then a linear layer
+        pooler = pooler.float()
+        return lambda hidden: head(pooler(hidden.first().float()[:, None])).squeeze(-1)
+    return lambda hidden: head(hidden.first().float()[:, None]).squeeze(-1)  # takes [:, 0] itself
+
+
+def yes_no(recipe: Recipe, backbone: Any, token_ids: Sequence[int]) -> ScoreHead:
+    """logit(yes) - logit(no) at the last token; its sigmoid is the softmax over the two.
+
+    Two rows of the output matrix are read; logits of the whole vocabulary never exist.
+    """
+    rows = list(token_ids)  # yes, no
+    output = read_rows(recipe.folder, "lm_head.weight", rows)
+    if output is None:  # tied: the input embeddings are the output matrix
+        output = backbone.get_input_embeddings().weight[rows].float()
+    direction = (output[0] - output[1]).to(backbone.device)
+    return lambda hidden: hidden.last().float() @ direction

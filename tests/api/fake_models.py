@@ -1,0 +1,231 @@
+"""Model folders without weights, and what a fake engine makes of them: no torch, no waiting.
+
+A folder has the JSON files of a real one, so that the server's own code reads it. Tokens are
+characters; vectors and scores depend on them alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import BadPrompt, TextTooLong
+from engine.recipe import Overrides, Recipe, read_recipe
+from engine.store import ModelFolder
+from engine.tokens import PairLimits
+from engine.views import Sparse, Views
+
+TIMEOUT_S = 60.0
+DIM, COLBERT_DIM, MAX_LENGTH = 8, 4, 16
+PROMPTS = {"query": "q:", "passage": "p:", "shout": "HEY "}
+START, END, BETWEEN = 1, 2, 3
+NUM_BYTES = 1000
+
+_NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensors
+
+
+def write_model(
+    root: Path,
+    name: str,
+    architecture: str = "BertModel",
+    *,
+    max_length: int = MAX_LENGTH,
+    has_heads: bool = False,
+    prompts: dict[str, str] | None = None,
+) -> ModelFolder:
+    """`architecture` BertForSequenceClassification is a cross-encoder, Qwen3ForCausalLM in a folder
+    whose name has `reranker` a reranker that takes instructions."""
+    path = root / name
+    path.mkdir()
+    if prompts is not None:
+        (path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    if has_heads:
+        (path / "sparse_linear.pt").touch()
+        (path / "colbert_linear.pt").touch()
+    (path / "model.safetensors").write_bytes(_NO_WEIGHTS)
+    config = {
+        "model_type": "qwen3" if architecture.startswith("Qwen3") else "bert",
+        "architectures": [architecture],
+        "num_labels": 1,
+        "max_position_embeddings": max_length,
+        "hidden_size": DIM,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return ModelFolder(name, path)
+
+
+def write_broken(root: Path, name: str) -> ModelFolder:
+    """A folder that nobody can serve; the reason names the file by its whole path."""
+    folder = write_model(root, name)
+    (folder.path / "config.json").write_text("{")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class FakeTokens:
+    ids: list[int]
+    views: tuple[str, ...] = ("dense",)
+
+
+class FakeEngine:
+    """Holds what its models share: gates that a test closes, and the record of what ran.
+
+    Loads and steps go on unless `may_load` or `may_run` is cleared.
+    """
+
+    def __init__(self) -> None:
+        self.may_load, self.may_run = threading.Event(), threading.Event()
+        self.may_load.set()
+        self.may_run.set()
+        self.is_loading, self.is_running = threading.Event(), threading.Event()
+        self.loads: list[str] = []
+        self.steps: list[tuple[str, int]] = []  # model and sequences of each step
+        self.num_bytes: dict[str, int] = {}  # of models that need other than NUM_BYTES
+        self.num_releases = 0
+        self.overrides = Overrides()
+
+    def load(self, folder: ModelFolder) -> FakeModel | FakeReranker:
+        recipe = read_recipe(folder.path, self.overrides)
+        self.loads.append(folder.name)
+        self.is_loading.set()
+        assert self.may_load.wait(TIMEOUT_S)
+        kind = FakeReranker if recipe.is_reranker else FakeModel
+        return kind(folder.name, recipe, self)
+
+    def measure(self, folder: ModelFolder) -> int:
+        return self.num_bytes.get(folder.name, NUM_BYTES)
+
+    def release(self) -> None:
+        self.num_releases += 1
+
+    def step(self, name: str, num_sequences: int) -> None:
+        """A step of a model begins; it ends when the test lets it."""
+        self.is_running.set()
+        assert self.may_run.wait(TIMEOUT_S)
+        self.steps.append((name, num_sequences))
+
+    @contextlib.contextmanager
+    def held_loads(self) -> Iterator[None]:
+        """Inside, no load ends."""
+        self.is_loading.clear()
+        self.may_load.clear()
+        try:
+            yield
+        finally:
+            self.may_load.set()
+
+
+class _Fake:
+    def __init__(self, name: str, recipe: Recipe, engine: FakeEngine) -> None:
+        self.name, self.recipe, self.engine = name, recipe, engine
+        self.dim, self.max_length = recipe.dim, recipe.max_length
+        self.views: tuple[str, ...] = recipe.views
+        self.is_reranker = recipe.is_reranker
+
+    def costs(self, sequences: Sequence[FakeTokens]) -> list[int]:
+        return [len(tokens.ids) for tokens in sequences]
+
+    def describe(self) -> dict[str, str | int]:
+        return {"model": self.name, "dim": self.dim}
+
+
+class FakeModel(_Fake):
+    """An embedder: a token a character and two special ones."""
+
+    def prompt(
+        self, prompt_name: str | None, input_type: str | None, instruction: str | None
+    ) -> str:
+        return self.recipe.prompts.choose(prompt_name, input_type, instruction)
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        truncate: bool,
+        first_index: int = 0,
+        prompt: str = "",
+        views: tuple[str, ...] = ("dense",),
+    ) -> list[FakeTokens]:
+        texts = [prompt + text for text in texts]
+        for i, text in enumerate(texts):
+            if not truncate and len(text) + 2 > max_length:
+                raise TextTooLong(first_index + i, len(text) + 2, max_length)
+        heads = [text[: max(0, max_length - 2)] for text in texts]
+        return [FakeTokens([START, *map(ord, head), END], views) for head in heads]
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Some tokens have the same text, as some of real tokenizers do."""
+        return [chr(token_id).lower() for token_id in token_ids]
+
+    def run(self, step: Sequence[FakeTokens]) -> list[Views]:
+        self.engine.step(self.name, len(step))
+        return [views_of(tokens) for tokens in step]
+
+
+def views_of(tokens: FakeTokens) -> Views:
+    dense = _random(tokens.ids, DIM)
+    sparse = colbert = None
+    if "sparse" in tokens.views:
+        ids = np.unique([i for i in tokens.ids if i > BETWEEN]).astype(np.int64)
+        weights = [float(_random([int(i)], 1)[0]) ** 2 for i in ids]
+        sparse = Sparse(ids, np.asarray(weights, np.float32))
+    if "colbert" in tokens.views:
+        rows = [_random([i, token_id], COLBERT_DIM) for i, token_id in enumerate(tokens.ids[1:])]
+        matrix = np.stack(rows)
+        colbert = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    return Views(dense, sparse, colbert)
+
+
+def _random(seed: Sequence[int], size: int) -> NDArray[np.float32]:
+    return np.random.default_rng(list(seed)).standard_normal(size).astype(np.float32)
+
+
+class FakeReranker(_Fake):
+    """A pair's score: how many of the query's characters the document has, less its length."""
+
+    def tokenize_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        limits: PairLimits,
+        instruction: str | None = None,
+        first_index: int = 0,
+    ) -> list[FakeTokens]:
+        if instruction is not None and self.recipe.kind == "cross-encoder":
+            raise BadPrompt("this reranker takes no instruction")
+        pairs = [((instruction or "") + query, document) for query, document in pairs]
+        result = []
+        for i, (query, document) in enumerate(pairs, first_index):
+            document = document[: limits.max_document]
+            num_tokens = len(query) + len(document) + 3
+            if num_tokens > limits.max_length and not limits.truncate:
+                raise TextTooLong(i, num_tokens, limits.max_length)
+            document = document[: max(0, limits.max_length - len(query) - 3)]
+            ids = [START, *map(ord, query), BETWEEN, *map(ord, document), END]
+            result.append(FakeTokens(ids))
+        return result
+
+    def run(self, step: Sequence[FakeTokens]) -> NDArray[np.float32]:
+        self.engine.step(self.name, len(step))
+        return np.array([_score(tokens.ids) for tokens in step], np.float32)
+
+
+def _score(ids: list[int]) -> float:
+    middle = ids.index(BETWEEN)
+    return raw_score("".join(map(chr, ids[1:middle])), "".join(map(chr, ids[middle + 1 : -1])))
+
+
+def raw_score(query: str, document: str) -> float:
+    """What the reranker thinks of a pair."""
+    return len(set(query) & set(document)) - len(document) / 8
+
+
+def relevance(query: str, document: str) -> float:
+    """The same from 0 to 1."""
+    return float(1 / (1 + np.exp(-raw_score(query, document))))
