@@ -135,6 +135,9 @@ class Settings(BaseSettings):
         "auto", description="compute threads; auto: physical cores, CPU affinity and cgroup quota"
     )
     max_inputs: int = Field(10_000, ge=1, description="texts in one request")
+    max_request_tokens: int = Field(
+        8_388_608, ge=1, description="tokens in one request, all its texts or pairs together"
+    )
     max_colbert_tokens: int = Field(
         32_768, ge=1, description="tokens in one request that asks for ColBERT vectors"
     )

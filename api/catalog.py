@@ -40,7 +40,9 @@ class Catalog:
     def find(self, asked: str) -> ModelFolder | None:
         """`asked` may be a name, `name:latest`, a hub id, or a path that ends in the name."""
         name = asked.rstrip("/").rpartition("/")[2].removesuffix(":latest")
-        return find_by_name(name, self.folders()) if name else None
+        if not name:
+            return None
+        return find_by_name(name, self.pinned) or find_by_name(name, self.folders())
 
     def folders(self) -> list[ModelFolder]:
         """Pinned ones first; a folder below MODELS_DIR that has a pinned one's name is hidden."""
@@ -53,7 +55,7 @@ class Catalog:
 
     def entries(self) -> list[Entry]:
         """Blocking: reads each folder's JSON files."""
-        return [self._entry(folder) for folder in self.folders()]
+        return [entry_of(folder, self._overrides) for folder in self.folders()]
 
     def default_reranker(self, failed: Collection[str]) -> ModelFolder:
         """For a request to rerank that names no model: the first reranker, pinned ones before
@@ -63,13 +65,16 @@ class Catalog:
             entry.folder
             for folder in self.folders()
             if folder.name not in failed
-            and (entry := self._entry(folder)).recipe is not None
+            and (entry := entry_of(folder, self._overrides)).recipe is not None
             and entry.recipe.is_reranker
         )
         return next(rerankers, self.default)
 
-    def _entry(self, folder: ModelFolder) -> Entry:
-        try:
-            return Entry(folder, read_recipe(folder.path, self._overrides))
-        except ModelError as error:
-            return Entry(folder, None, str(error).replace(str(folder.path), folder.name))
+
+def entry_of(folder: ModelFolder, overrides: Overrides) -> Entry:
+    """Blocking: reads the folder's JSON files."""
+    try:
+        return Entry(folder, read_recipe(folder.path, overrides))
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{folder.path}: ").replace(str(folder.path), folder.name)
+        return Entry(folder, None, reason)

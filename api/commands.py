@@ -144,20 +144,21 @@ def _print_report(
         print(f"prompts    query {now['query_prompt']!r} ({now['prompts_source']})")
     print(f"examples   {origin}\n")
     print("\n".join(align([_HEAD, *map(_cells, checks)])), end="\n\n")
-    made = [check for check in checks if not check.skipped]
-    differing = [check for check in made if check.differs]
-    skipped = f", {len(checks) - len(made)} skipped" if len(made) < len(checks) else ""
-    if not differing:
-        print(f"all {len(made)} values agree{skipped}")
+    differing = [check for check in checks if check.differs]
+    missing = [check for check in checks if check.skipped]
+    if not differing and not missing:
+        print(f"all {len(checks)} values agree")
         return 0
-    print("\n".join([*changes, _DIFFERS]))
-    print(f"{len(differing)} of {len(made)} values differ{skipped}")
+    if differing:
+        print("\n".join([*changes, _DIFFERS]))
+    not_made = f", {len(missing)} could not be made" if missing else ""
+    print(f"{len(differing)} of {len(checks)} values differ{not_made}")
     return 1
 
 
 def _cells(check: verify.Check) -> tuple[str, ...]:
     if check.skipped:
-        return check.what, "-", "-", "-", "-", f"skipped: {check.skipped}"
+        return check.what, "-", "-", "-", "-", f"MISSING: {check.skipped}"
     numbers = f"{check.difference:.1e}", f"{check.limit:.1e}"
     verdict = "ok" if check.agrees else "DIFFERS"
     return check.what, check.expected, check.got, *numbers, verdict

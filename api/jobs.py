@@ -130,17 +130,23 @@ async def run(
     """Rows of all works' items, one after the other, as one job."""
     start = time.perf_counter()
     tokens: list[TokenIds] = []
+    limits = [("max_request_tokens", serving.settings.max_request_tokens)]
+    if "colbert" in views:
+        limits.append(("max_colbert_tokens", serving.settings.max_colbert_tokens))
+    num_tokens = 0
     for items, tokenize in works:
-        tokens += await service.tokenize(items, tokenize)
-    num_tokens = sum(len(t.ids) for t in tokens)
-    limit = serving.settings.max_colbert_tokens
-    if "colbert" in views and num_tokens > limit:
-        raise BadRequest(
-            f"colbert vectors of {num_tokens} tokens in one request, the limit is {limit} "
-            "(max_colbert_tokens)"
-        )
+        async for part in service.tokenize(items, tokenize):
+            tokens += part
+            num_tokens += sum(len(t.ids) for t in part)
+            for name, limit in limits:
+                if num_tokens > limit:
+                    raise BadRequest(
+                        f"the request has {num_tokens} tokens or more, the limit is {limit} "
+                        f"({name})"
+                    )
     tokenized = time.perf_counter()
-    job = Job(serving.resident, tokens, await _costs(service, serving.model, tokens))
+    costs = await _costs(service, serving.model, tokens)
+    job = Job(serving.resident, tokens, costs, [len(t.ids) for t in tokens])
     await run_job(serving.lane, job)
     cost = Cost(
         num_tokens=num_tokens,

@@ -104,7 +104,7 @@ async def _pin(
         service.reason = f"loading model {folder.name}"
         try:
             await residents.pin(folder)
-        except ModelError as error:
+        except (ModelError, NoRoom) as error:
             if all_of_them or place == len(candidates) - 1:
                 raise
             log.error("model %s cannot be served, trying the next: %s", folder.name, error)
@@ -168,10 +168,14 @@ def overrides_of(settings: Settings) -> Overrides:
 def run_step(group: Hashable, payloads: list[Any]) -> Any:
     """The lane's: a group of the plan is a resident model."""
     assert isinstance(group, Resident)
-    model = group.model
-    if model is None:  # only after every job of the step was cancelled and its lease ended
-        return [None] * len(payloads)
-    return model.run(payloads)
+    group.num_running += 1
+    try:
+        model = group.model
+        if model is None:  # every job of the step was cancelled just now, and its lease ended
+            return [None] * len(payloads)
+        return model.run(payloads)
+    finally:
+        group.num_running -= 1
 
 
 def _refuse_to_start(service: Service, stop: Callable[[int], None], reason: str) -> None:

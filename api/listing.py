@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from api.catalog import Catalog, Entry
+from api.catalog import Entry, entry_of
 from api.lifecycle import overrides_of
 from engine.errors import ModelError
 from engine.memory import format_bytes, num_values
@@ -72,7 +72,7 @@ def list_folder(settings: Settings) -> Listing:
     in_memory, why_unknown = ask_server(url)
     if why_unknown:
         notes.append(f"in memory is not known: {why_unknown}")
-    entries = Catalog(Path(), folders, overrides_of(settings)).entries() if folders else []
+    entries = [entry_of(folder, overrides_of(settings)) for folder in folders]
     rows = [_row(entry, in_memory) for entry in entries]
     return Listing(str(settings.models_dir), url, not why_unknown, rows, notes)
 
@@ -94,7 +94,7 @@ def ask_server(url: str) -> tuple[dict[str, str] | None, str]:
         error.close()
         return None, f"the server at {url} answers {error.code} (starting, or another server)"
     except (OSError, HTTPException):
-        return None, f"no server answers at {url}"
+        return None, f"no server answers at {url} (EMBEDDING_HOST, EMBEDDING_PORT)"
     except (ValueError, KeyError, TypeError, AttributeError):
         return None, f"another server answers at {url}"
 

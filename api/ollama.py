@@ -6,6 +6,7 @@ Reads and writes that dialect and nothing more; the work is in api/jobs.py and a
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -28,12 +29,16 @@ def _refuse_boolean(value: Any) -> Any:
     return value
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 WholeNumber = Annotated[int, BeforeValidator(_refuse_boolean)]
 
 
 View = Literal["dense", "sparse", "colbert"]
 KeepAlive = Annotated[float | None, BeforeValidator(parse_keep_alive)]
-_KEEP_ALIVE_SCHEMA: dict[str, Any] = {
+KEEP_ALIVE_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]
 }
 
@@ -67,9 +72,9 @@ class EmbedBody(BaseModel):
         None,
         description="how long the model stays after this request: seconds or a Go duration, "
         "negative for ever, 0 not at all; a model of EMBEDDING_MODEL always stays",
-        json_schema_extra=_KEEP_ALIVE_SCHEMA,
+        json_schema_extra=KEEP_ALIVE_SCHEMA,
     )
-    outputs: list[View] | None = Field(
+    outputs: Annotated[list[View] | None, BeforeValidator(_as_list)] = Field(
         None, description="views wanted from the one forward; default dense alone"
     )
     sparse_keys: Literal["id", "text"] | None = Field(
@@ -126,13 +131,17 @@ async def post_embed(request: Request) -> Response:
         if texts:
             wanted = _wanted(body, texts, outputs)
             embedded = await embed(service, serving, wanted)
-            answer |= _answer(body, embedded, outputs, serving.model)
+            model = serving.model
+            written = partial(_answer, body, embedded, outputs, model)
+            by_text = "sparse" in outputs and body.sparse_keys == "text"
+            answer |= await service.on_tokenizer_thread(written) if by_text else written()
             headers = embedded.cost.headers()
             times["prompt_eval_count"] = embedded.cost.num_tokens
         else:
             answer |= {_FIELDS[view]: [] for view in outputs}
     times["total_duration"] = time.perf_counter_ns() - start
-    return Response(vectors.dumps(answer | times), 200, headers, "application/json")
+    content = await vectors.dumps_large(answer | times, "colbert" in outputs)
+    return Response(content, 200, headers, "application/json")
 
 
 _FIELDS = {"dense": "embeddings", "sparse": "sparse", "colbert": "colbert"}
@@ -200,7 +209,7 @@ class RerankBody(BaseModel):
     model: str | None = Field(None, description="the default reranker when absent")
     top_n: WholeNumber | None = Field(None, description="the best so many; all when absent or 0")
     instruction: str | None = Field(None, description="the task, for models that take one")
-    keep_alive: KeepAlive = Field(None, json_schema_extra=_KEEP_ALIVE_SCHEMA)
+    keep_alive: KeepAlive = Field(None, json_schema_extra=KEEP_ALIVE_SCHEMA)
 
 
 class RerankResult(BaseModel):

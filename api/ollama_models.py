@@ -1,4 +1,5 @@
-"""Ollama's list routes: GET /api/tags, the models there are, and /api/ps, those in memory."""
+"""Ollama's model routes: GET /api/tags, the models there are, /api/ps, those in memory, and POST
+/api/generate, which loads and unloads."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
+from api.body import read_request
 from api.catalog import Entry
-from api.errors import ERROR_RESPONSES
+from api.errors import ERROR_RESPONSES, BadRequest
+from api.ollama import KEEP_ALIVE_SCHEMA, KeepAlive
 from api.service import Service
 from engine.errors import ModelError
 from engine.memory import num_values
@@ -104,6 +107,59 @@ async def get_ps(request: Request) -> RunningModels:
     return RunningModels(models=running)
 
 
+class GenerateBody(BaseModel):
+    """POST /api/generate, as Ollama's clients call it to load or unload a model."""
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"model": "bge-m3", "keep_alive": 0}]}
+    )
+    model: str
+    prompt: str | None = None
+    keep_alive: KeepAlive = Field(None, json_schema_extra=KEEP_ALIVE_SCHEMA)
+
+
+class Generated(BaseModel):
+    """200 of POST /api/generate"""
+
+    model: str
+    created_at: str
+    response: str
+    done: bool
+    done_reason: str
+
+
+@router.post(
+    "/api/generate",
+    summary="Load a model, or with keep_alive 0 unload it; generates nothing",
+    responses={200: {"model": Generated}, **ERROR_RESPONSES},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": GenerateBody.model_json_schema()}},
+        }
+    },
+)
+async def post_generate(request: Request) -> Generated:
+    """A model of EMBEDDING_MODEL always stays."""
+    service: Service = request.app.state.service
+    settings = service.admit()
+    body = await read_request(request, GenerateBody, settings.max_body_bytes)
+    if body.prompt:
+        raise BadRequest("prompt: this server embeds and reranks, it generates no text")
+    folder = service.find(body.model)
+    assert service.residents is not None
+    if body.keep_alive == 0:
+        await service.residents.unload(folder.name)
+        done_reason = "unload"
+    else:
+        async with service.lease(request, folder, body.keep_alive):
+            done_reason = "load"
+    created = _iso(datetime.now(timezone.utc).timestamp())
+    return Generated(
+        model=body.model, created_at=created, response="", done=True, done_reason=done_reason
+    )
+
+
 def _tag(entry: Entry, num_bytes: int | None = None) -> dict[str, Any] | None:
     """None when the weights are damaged or the folder has just gone."""
     try:
@@ -120,7 +176,7 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
     modified = (path / "config.json").stat().st_mtime
     name = f"{entry.folder.name}:latest"
     details = {
-        "format": "safetensors",
+        "format": "safetensors" if any(path.glob("*.safetensors")) else "pytorch",
         "family": family,
         "families": [family],
         "parameter_size": f"{num_values(path) / 1e6:.0f}M",

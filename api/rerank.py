@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ from api import vectors
 from api.body import read_request
 from api.errors import OPENAI_ERROR_RESPONSES, BadRequest
 from api.jobs import check_texts
-from api.ollama import WholeNumber
+from api.ollama import KEEP_ALIVE_SCHEMA, KeepAlive, WholeNumber
 from api.scoring import Scored, ScoreRequest, score
 from api.service import Service
 from engine.views import Weights
@@ -46,6 +46,12 @@ class _Body(BaseModel):
     )
     raw_scores: bool | None = Field(None, description="true: no sigmoid")
     use_activation: bool | None = Field(None, description="false: no sigmoid")
+    truncation_side: Literal["right"] | None = Field(
+        None, description="which end of a text too long goes; only its right one does here"
+    )
+    keep_alive: KeepAlive = Field(
+        None, description="as on /api/embed", json_schema_extra=KEEP_ALIVE_SCHEMA
+    )
     weights: ViewWeights | None = Field(
         None, description="for an embedder with several outputs, such as bge-m3: hybrid score"
     )
@@ -236,7 +242,7 @@ async def _score(
 ) -> tuple[str, Scored]:
     """The model's name as the answer tells it, and the scores."""
     folder = await service.find_reranker(body.model)
-    async with service.lease(request, folder) as serving:
+    async with service.lease(request, folder, body.keep_alive) as serving:
         return body.model or folder.name, await score(service, serving, wanted)
 
 

@@ -28,6 +28,9 @@ log = logging.getLogger("embedding.residents")
 _LONGEST_S = 10 * 365 * 86_400.0  # a longer keep_alive is for ever; no timer overflows below it
 
 
+_STEP_POLL_S = 0.02
+
+
 class LoadTimeout(Exception):
     """The model is still on its way; the load goes on."""
 
@@ -44,8 +47,9 @@ class Resident:
     """A model in memory or on its way there; equal to itself alone, so that it can be a group.
 
     `num_bytes` is what loading was reckoned to need. `model` is None before and after its time.
-    `num_users` counts leases, those that wait included. `loaded_at` is wall clock; `expires_at` is
-    the loop's time, None while nothing counts down: in use, pinned, or kept for ever.
+    `num_users` counts leases, those that wait included; `num_running` steps, on the lane's thread.
+    `loaded_at` is wall clock; `expires_at` is the loop's time, None while nothing counts down: in
+    use, pinned, or kept for ever.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Resident:
     load_s: float = 0.0
     loaded_at: float = 0.0
     num_users: int = 0
+    num_running: int = 0
     expires_at: float | None = None
     keep_alive_s: float = 0.0
     held_up_by: str = ""  # names of busy models whose memory it waits for
@@ -183,6 +188,10 @@ class Residents:
             raise fault()
 
     def _leave(self, resident: Resident) -> None:
+        if resident.num_users == 1 and resident.num_running:
+            # Its client has left, the step has not ended: the memory is not free yet.
+            asyncio.get_running_loop().call_later(_STEP_POLL_S, self._leave, resident)
+            return
         resident.num_users -= 1
         if not resident.num_users and resident.model is not None:
             self._rest(resident)

@@ -100,10 +100,10 @@ async def _score_by_vectors(service: Service, serving: Serving, wanted: ScoreReq
     num_queries = len(places[0])
 
     def compare() -> NDArray[np.float32]:
-        scores = (
-            hybrid_score(rows[places[0][q]], rows[num_queries + places[1][d]], weights)
-            for q, d in wanted.pairs
-        )
-        return np.fromiter(scores, dtype=np.float32, count=len(wanted.pairs))
+        scores = {
+            (q, d): hybrid_score(rows[places[0][q]], rows[num_queries + places[1][d]], weights)
+            for q, d in dict.fromkeys(wanted.pairs)
+        }
+        return np.array([scores[pair] for pair in wanted.pairs], dtype=np.float32)
 
     return Scored(await asyncio.to_thread(compare), False, cost)

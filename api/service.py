@@ -172,14 +172,15 @@ class Service:
 
     async def tokenize(
         self, items: Sequence[T], tokenize: Callable[[list[T], int], Sequence[TokenIds]]
-    ) -> list[TokenIds]:
-        """`tokenize(part, index of its first)` on the tokenizer thread, in small parts, so that a
-        bulk job lets a query pass. Items are texts or pairs of texts."""
-        loop = asyncio.get_running_loop()
-        tokens: list[TokenIds] = []
+    ) -> AsyncIterator[Sequence[TokenIds]]:
+        """`tokenize(part, index of its first)` on the tokenizer thread, part after small part, so
+        that a bulk job lets a query pass. Items are texts or pairs of texts."""
         for first, part in _parts(items):
-            tokens += await loop.run_in_executor(self.tokenizer_thread, tokenize, part, first)
-        return tokens
+            yield await self.on_tokenizer_thread(lambda p=part, f=first: tokenize(p, f))  # type: ignore[misc]
+
+    async def on_tokenizer_thread(self, work: Callable[[], T]) -> T:
+        """Tokenizers belong to one thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.tokenizer_thread, work)
 
 
 _PART_ITEMS = 64

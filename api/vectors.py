@@ -5,6 +5,7 @@ Works on whole numpy arrays; no Python float is ever made of a vector's value.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -51,3 +52,8 @@ def to_weights(
 def dumps(answer: dict[str, Any]) -> bytes:
     """JSON in which float32 values carry their shortest round-trip digits."""
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def dumps_large(answer: dict[str, Any], is_large: bool) -> bytes:
+    """The same on a thread, while the event loop answers others."""
+    return await asyncio.to_thread(dumps, answer) if is_large else dumps(answer)

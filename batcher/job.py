@@ -14,9 +14,13 @@ from batcher.plan import Claim
 
 
 class Job:
-    """`payloads[i]` costs `costs[i]` tokens and becomes `rows[i]`. Times: perf_counter seconds."""
+    """`payloads[i]` costs `costs[i]` tokens and becomes `rows[i]`. Times: perf_counter seconds.
+
+    `alone` is as in `Plan.add`.
+    """
 
     __slots__ = (
+        "alone",
         "claim",
         "costs",
         "ended",
@@ -31,11 +35,18 @@ class Job:
         "started_at",
     )
 
-    def __init__(self, group: Hashable, payloads: Sequence[Any], costs: Sequence[int]) -> None:
+    def __init__(
+        self,
+        group: Hashable,
+        payloads: Sequence[Any],
+        costs: Sequence[int],
+        alone: Sequence[int] | None = None,
+    ) -> None:
         assert len(payloads) == len(costs)
         self.group = group
         self.payloads = payloads
         self.costs = costs
+        self.alone = alone
         self.rows: list[Any] = [None] * len(payloads)
         self.num_missing = len(payloads)
         self.on_end: Callable[[], None] = lambda: None

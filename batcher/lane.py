@@ -78,7 +78,7 @@ class Lane:
         with self._changed:
             if self._closed_because:
                 raise LaneClosed(self._closed_because)
-            job.claim = self._plan.add(job, job.group, job.costs)
+            job.claim = self._plan.add(job, job.group, job.costs, job.alone)
             job.queued_at = time.perf_counter()
             self._changed.notify_all()
 

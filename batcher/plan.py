@@ -16,14 +16,20 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Sequences of a step may stand for this many times the budget when what they share is counted for
+# each: indices, and vectors of every token where a head wants them, take memory for all of it.
+_MAX_SPREAD = 64
+
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One job's place in the plan. `costs` are its sequences' tokens, in order."""
+    """One job's place in the plan. `costs` are its sequences' tokens, in order: what each adds to
+    the one before it in the same step. `alone` is what each costs as the job's first in a step."""
 
     owner: Any
     group: Hashable
     costs: Sequence[int]
+    alone: Sequence[int]
     finish: int = 0  # tag of the next sequence
     num_taken: int = 0
     num_waiting_tokens: int = 0
@@ -52,11 +58,23 @@ class Plan:
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
 
-    def add(self, owner: Any, group: Hashable, costs: Sequence[int]) -> Claim:
-        """Queue one job's sequences. A step never mixes groups (a group is a model and a kind)."""
+    def add(
+        self,
+        owner: Any,
+        group: Hashable,
+        costs: Sequence[int],
+        alone: Sequence[int] | None = None,
+    ) -> Claim:
+        """Queue one job's sequences. A step never mixes groups (a group is a model in memory).
+
+        `alone` is for sequences that share a beginning, which each step computes once; by default
+        nothing is shared.
+        """
+        alone = costs if alone is None else alone
         assert costs, "a job without sequences has nothing to wait for"
         assert min(costs) > 0, "every sequence costs at least one token"
-        claim = Claim(owner, group, costs, finish=self._virtual_time + costs[0])
+        assert len(alone) == len(costs)
+        claim = Claim(owner, group, costs, alone, finish=self._virtual_time + costs[0])
         claim.num_waiting_tokens = sum(costs)
         self._num_added += 1
         heap = self._heaps.setdefault(group, [])
@@ -73,7 +91,11 @@ class Plan:
         self.num_waiting_jobs -= 1
         self.num_waiting_tokens -= claim.num_waiting_tokens
         claim.num_waiting_tokens = 0
-        claim.owner, claim.costs = None, ()  # its place in the heap must not keep its texts
+        claim.owner, claim.costs, claim.alone = (
+            None,
+            (),
+            (),
+        )  # its place in the heap must not keep its texts
 
     def owners(self) -> list[Any]:
         """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""
@@ -85,23 +107,33 @@ class Plan:
         ]
 
     def take(self, budget: int) -> Step | None:
-        """The next step, or None when nothing waits. One sequence over the budget runs alone."""
+        """The next step, or None when nothing waits. One sequence over the budget runs alone.
+
+        A beginning that the first sequence shares with those before it comes on top of the budget:
+        else each step behind a long one would hold a single sequence.
+        """
         heap = self._next_heap()
         if heap is None:
             return None
         group = heap[0][2].group
         members: list[tuple[Any, int]] = []
-        num_tokens = 0
+        begun: set[int] = set()  # claims that have a member in this step
+        num_tokens = num_alone = limit = 0
         while heap:
             claim = heap[0][2]
             if claim.withdrawn:
                 heapq.heappop(heap)
                 continue
-            cost = claim.costs[claim.num_taken]
-            if members and num_tokens + cost > budget:
+            own, alone = claim.costs[claim.num_taken], claim.alone[claim.num_taken]
+            cost = own if id(claim) in begun else alone
+            if not members:
+                limit = budget + alone - own
+            elif num_tokens + cost > limit or num_alone + alone > budget * _MAX_SPREAD:
                 break
+            begun.add(id(claim))
             members.append((claim.owner, claim.num_taken))
             num_tokens += cost
+            num_alone += alone
             self._advance(heap, claim, cost)
         return Step(group, members, num_tokens)
 
@@ -119,10 +151,13 @@ class Plan:
         return best
 
     def _advance(self, heap: list[tuple[int, int, Claim]], claim: Claim, cost: int) -> None:
-        """Count the head as taken and re-tag its job by the next sequence."""
+        """Count the head as taken and re-tag its job by the next sequence. A beginning that was
+        computed once more is charged to the job that needed it."""
+        own = claim.costs[claim.num_taken]
+        claim.finish += cost - own
         self._virtual_time = max(self._virtual_time, claim.finish)
-        self.num_waiting_tokens -= cost
-        claim.num_waiting_tokens -= cost
+        self.num_waiting_tokens -= own
+        claim.num_waiting_tokens -= own
         claim.num_taken += 1
         if claim.num_taken == len(claim.costs):
             heapq.heappop(heap)

@@ -40,7 +40,7 @@ def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> 
     """What a server's process does for one request of these texts, less HTTP and threads."""
     tokens = model.tokenize(texts, model.max_length, True, 0)
     plan = Plan()
-    plan.add("job", model.name, model.costs(tokens))
+    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows = np.empty((len(texts), model.dim), dtype=np.float32)
     while step := plan.take(max_step_tokens):
         members = [index for _, index in step.members]

@@ -38,7 +38,7 @@ _QUERY_WORDS = 12
 def score_all(model: RerankingModel, tokens: Sequence[Tokens], budget: int) -> NDArray[np.float32]:
     """Raw scores, in steps as the server's plan cuts them."""
     plan = Plan()
-    plan.add("job", model.name, model.costs(tokens))
+    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     scores = np.empty(len(tokens), dtype=np.float32)
     while step := plan.take(budget):
         members = [index for _, index in step.members]

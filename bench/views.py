@@ -33,7 +33,7 @@ def embed_all(
 ) -> list[Views]:
     tokens = model.tokenize(texts, model.max_length, True, views=views)
     plan = Plan()
-    plan.add("job", model.name, model.costs(tokens))
+    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows: list[Views | None] = [None] * len(texts)
     while step := plan.take(budget):
         members = [index for _, index in step.members]

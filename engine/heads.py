@@ -166,6 +166,8 @@ def yes_no(recipe: Recipe, backbone: Any, token_ids: Sequence[int]) -> ScoreHead
     """
     rows = list(token_ids)  # yes, no
     output = read_rows(recipe.folder, "lm_head.weight", rows)
+    if output is None and getattr(backbone.config, "tie_word_embeddings", True) is False:
+        raise ModelError(f"{recipe.folder}: no lm_head.weight, and config.json does not tie it")
     if output is None:  # tied: the input embeddings are the output matrix
         output = backbone.get_input_embeddings().weight[rows].float()
     direction = (output[0] - output[1]).to(backbone.device)

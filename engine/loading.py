@@ -50,6 +50,10 @@ def load_model(
     load = _load_reranker if recipe.is_reranker else _load_embedder
     try:
         model = load(name, recipe, device, options)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{folder.name}: {error}") from error  # no fault of the folder's
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # an odd file
         raise ModelError(f"{folder}: {type(error).__name__}: {error}") from error
     _log_decisions(model)
@@ -138,10 +142,19 @@ def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # every library's own kind; all mean that the folder is at fault
+    except Exception as error:  # every library's own kind; the others mean a fault of the folder
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{folder}: {error}") from error
     _refuse_incomplete(folder, report)
     return model.eval().requires_grad_(False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, a device's, or the CPU allocator's, which has no class of its own."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
 
 
 def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:

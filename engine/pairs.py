@@ -48,7 +48,8 @@ class CrossPairs:
         if instruction is not None:
             raise BadPrompt("this reranker takes no instruction")
         room, truncate = self._room(limits), limits.truncate
-        documents = self._tokenizer.contents([d for _, d in pairs], room, truncate)
+        num_wanted = min(room, limits.max_document or room)
+        documents = self._tokenizer.contents([d for _, d in pairs], num_wanted, truncate)
         queries = {query: self._query(query, room, truncate) for query, _ in pairs}
         result = []
         for i, (pair, document) in enumerate(zip(pairs, documents, strict=True)):

@@ -103,6 +103,7 @@ def read_prompts(folder: Path, family: str, setting: dict[str, str] | None) -> P
     source = _FILE if any(by_name.values()) else family_source
     if setting is not None:
         by_name, source = {**by_name, **setting}, "setting EMBEDDING_PROMPTS"
+        query = "" if "query" in setting else query  # an empty one switches the family's off
     return Prompts(by_name, default_name, query, source)
 
 

@@ -35,6 +35,14 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_TOKENIZERS = (
+    "tokenizer.json",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.txt",
+    "vocab.json",
+)
 _HEADS: dict[View, str] = {"sparse": "sparse_linear.pt", "colbert": "colbert_linear.pt"}
 
 
@@ -90,7 +98,7 @@ def read_recipe(folder: Path, overrides: Overrides = _NONE) -> Recipe:
 def _read(folder: Path, overrides: Overrides) -> Recipe:
     config = read_object(folder / "config.json")
     listed = read_modules(folder)
-    _check_weights(folder)
+    _check_files(folder)
     family = str(config.get("model_type", "unknown"))
     kind, kind_source, yes_no = _kind(folder, config, family, listed)
     sentence = read_object(folder / "sentence_bert_config.json", missing_ok=True)
@@ -122,9 +130,11 @@ def _read(folder: Path, overrides: Overrides) -> Recipe:
     )
 
 
-def _check_weights(folder: Path) -> None:
+def _check_files(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _WEIGHTS):
         raise ModelError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make one up
+        raise ModelError(f"{folder}: no tokenizer (tokenizer.json)")
 
 
 def _kind(
@@ -138,9 +148,13 @@ def _kind(
             raise ModelError(f"{folder}: a classifier with {num_labels} labels is no reranker")
         if family not in _CROSS_ENCODERS:
             raise ModelError(f"{folder}: rerankers of family {family} are not supported")
+        if family == "qwen3" and "rerank" not in folder.name.lower():
+            raise ModelError(  # reward models look the same, and know no such template
+                f"{folder}: one label, but is it a Qwen3-Reranker? Its folder's name must say so"
+            )
         return "cross-encoder", f"config.json: {architecture} with one label", None
     logit_score = next((path for kind, path in listed if kind == "LogitScore"), None)
-    is_named = "CausalLM" in architecture and "reranker" in folder.name.lower()
+    is_named = "CausalLM" in architecture and "rerank" in folder.name.lower()
     if logit_score is None and not is_named:
         return "embedder", f"config.json: {architecture or family}", None
     if family != "qwen3":

@@ -46,10 +46,11 @@ class Tokenizer:
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *kept])
         self.backend = backend
         self._config = read_object(folder / "tokenizer_config.json", missing_ok=True)
-        self._end_id = backend.token_to_id(ends_with) if ends_with else None
-        self.num_special = len(backend.encode("").ids)
-        if self._end_id is not None:
-            self.num_special = max(1, self.num_special)
+        special: list[int] = backend.encode("").ids
+        end_id = backend.token_to_id(ends_with) if ends_with else None
+        # A tokenizer that frames texts in another way knows better than the family's rule.
+        self._end_id = end_id if special in ([], [end_id]) else None
+        self.num_special = len(special) if self._end_id is None else 1
         self._when_empty = next(iter(self.ids_of("eos_token", "pad_token")), 0)
 
     def ids_of(self, *names: str) -> list[int]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
+_BLOCK = 512  # rows of a query compared at a time: long texts need no matrix of all pairs
+
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
@@ -71,7 +73,11 @@ def colbert_score(query: FloatArray, passage: FloatArray) -> float:
     """Mean over the query's tokens of the largest similarity with a token of the passage."""
     if not len(query) or not len(passage):
         return 0.0
-    return float((query @ passage.T).max(axis=1).mean())
+    best = [
+        (query[first : first + _BLOCK] @ passage.T).max(axis=1)
+        for first in range(0, len(query), _BLOCK)
+    ]
+    return float(np.concatenate(best).mean())
 
 
 def hybrid_score(query: Views, passage: Views, weights: Weights) -> float:

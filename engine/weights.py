@@ -49,13 +49,13 @@ def read_rows(folder: Path, name: str, rows: list[int]) -> Tensor | None:
 
 def _file_of(folder: Path, name: str) -> Path | None:
     for single in ("model.safetensors", "pytorch_model.bin"):
+        path = folder / single
+        if path.is_file():
+            return path if name in _names(path) else None
         index = folder / f"{single}.index.json"
         if index.is_file():
             shard = json.loads(index.read_text(encoding="utf-8"))["weight_map"].get(name)
             return folder / Path(shard).name if shard else None
-        path = folder / single
-        if path.is_file():
-            return path if name in _names(path) else None
     return None
 
 

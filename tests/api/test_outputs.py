@@ -162,9 +162,13 @@ def test_a_view_that_a_model_lacks_is_refused_by_what_it_has(
     assert error(server.embed({"model": model, "input": "a", "outputs": outputs})) == text
 
 
-@pytest.mark.parametrize("outputs", ["dense", ["Dense"], ["multi"], [1], {}, True, [None]])
+@pytest.mark.parametrize("outputs", ["Dense", ["Dense"], ["multi"], [1], {}, True, [None]])
 def test_unknown_outputs_are_refused_by_name(server: FakeServer, outputs: Any) -> None:
     assert "outputs" in error(server.embed({"input": "a", "outputs": outputs}))
+
+
+def test_one_output_may_stand_without_a_list(server: FakeServer) -> None:
+    assert embed(server, outputs="sparse", input="a").keys() >= {"sparse"}
 
 
 def test_unknown_sparse_keys_are_refused_by_name(server: FakeServer) -> None:
@@ -176,7 +180,7 @@ def test_colbert_tokens_of_one_request_have_a_limit(server: FakeServer) -> None:
     embed(server, outputs=["colbert"], input=fits)
     refused = server.embed({"input": [*fits, ""], "outputs": ["dense", "colbert"]})
     assert error(refused) == (
-        f"colbert vectors of {MAX_COLBERT_TOKENS + 2} tokens in one request, "
+        f"the request has {MAX_COLBERT_TOKENS + 2} tokens or more, "
         f"the limit is {MAX_COLBERT_TOKENS} (max_colbert_tokens)"
     )
     embed(server, outputs=["dense", "sparse"], input=[*fits, "", *fits])

@@ -282,3 +282,38 @@ TestPlanAgainstScan = PlanAgainstScan.TestCase
 TestPlanAgainstScan.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+def test_a_shared_beginning_is_charged_once_a_step_and_comes_on_top_of_the_budget() -> None:
+    """A beginning of 50 tokens, ten sequences that add 10 each, steps of 30."""
+    plan = Plan()
+    plan.add("job", "m", [60, *[10] * 9], [60] * 10)
+    steps = []
+    while step := plan.take(30):
+        steps.append(([index for _, index in step.members], step.num_tokens))
+    # the first alone is over the budget; then 50 + 3 x 10 a step
+    assert steps == [([0], 60), ([1, 2, 3], 80), ([4, 5, 6], 80), ([7, 8, 9], 80)]
+    assert (plan.num_waiting_jobs, plan.num_waiting_tokens) == (0, 0)
+
+
+def test_what_each_step_computes_again_counts_against_the_job_that_needs_it() -> None:
+    """Behind a beginning of 90, each of its steps of 10 more costs 100: another job, with 50 tokens
+    a sequence, gets its half of the tokens all the same."""
+    plan = Plan()
+    plan.add("shared", "a", [100, *[10] * 99], [100] * 100)
+    plan.add("plain", "b", [50] * 100)
+    computed = {"shared": 0, "plain": 0}
+    for _ in range(30):
+        step = plan.take(10)
+        assert step is not None
+        computed[step.members[0][0]] += step.num_tokens
+    assert computed["shared"] == pytest.approx(computed["plain"], rel=0.15)
+
+
+def test_a_step_stands_for_a_bounded_number_of_tokens_however_much_is_shared() -> None:
+    plan = Plan()
+    plan.add("job", "m", [1000, *[1] * 999], [1000] * 1000)
+    assert plan.take(100) is not None  # the first, alone over the budget
+    step = plan.take(100)
+    assert step is not None
+    assert len(step.members) * 1000 <= 64 * 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,20 @@ def test_weights_that_are_not_re_laid_stay_mapped_from_the_file(
     for name, weight in model.named_parameters():
         address = weight.data_ptr()
         assert any(low <= address < high for low, high in mapped), name
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")],
+)
+def test_too_little_memory_is_no_fault_of_the_folder(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It must not be remembered against it: the next try may find room."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("engine.loading.AutoModel.from_pretrained", fail)
+    with pytest.raises(MemoryError):
+        load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())

@@ -191,3 +191,10 @@ def test_a_loaded_model_answers_with_its_own_prompts(load_tiny: Embedders) -> No
     assert model.prompt(None, "document", None) == "passage: "
     with pytest.raises(BadPrompt, match="this model has: document, query"):
         model.prompt("title", None, None)
+
+
+def test_an_empty_query_prompt_in_the_setting_switches_the_familys_off(tmp_path: Path) -> None:
+    folder = tmp_path / "bge-small-en-v1.5"
+    folder.mkdir()
+    assert read(folder).choose(input_type="query") == BGE_EN
+    assert read(folder, setting={"query": ""}).choose(input_type="query") == ""

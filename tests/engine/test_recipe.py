@@ -39,6 +39,7 @@ def folder(tmp_path: Path) -> Path:
 def make(folder: Path, config: dict[str, Any]) -> Path:
     write_json(folder / "config.json", config)
     (folder / "model.safetensors").touch()
+    (folder / "tokenizer.json").touch()
     return folder
 
 
@@ -250,7 +251,7 @@ def test_weights_may_lie_in_any_of_the_published_files(folder: Path, name: str) 
         ("Qwen3-Reranker-0.6B", QWEN3, "causal reranker"),
         ("bge-reranker-base", CROSS, "cross-encoder"),
         ("mine", CROSS, "cross-encoder"),
-        ("mine", {**CROSS, "model_type": "qwen3"}, "cross-encoder"),
+        ("my-rerank", {**CROSS, "model_type": "qwen3"}, "cross-encoder"),
         ("mine", {**CROSS, "id2label": None, "num_labels": 1}, "cross-encoder"),
     ],
 )

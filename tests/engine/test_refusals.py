@@ -45,6 +45,18 @@ def spoil_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x00" * 64)
 
 
+def remove_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def make_reward_model(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    one_label = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "reward"}}
+    changed = {**config, **one_label, "model_type": "qwen3"}
+    (folder / "config.json").write_text(json.dumps(changed), encoding="utf-8")
+
+
 def remove_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -152,6 +164,8 @@ def score_otherwise(folder: Path) -> None:
         (tear_prompts, r"config_sentence_transformers\.json: "),
         (lose_the_default_prompt, r"config_sentence_transformers\.json: .*'absent'"),
         (spoil_weights, "tiny-bert: "),
+        (remove_tokenizer, r"no tokenizer \(tokenizer\.json\)"),
+        (make_reward_model, "is it a Qwen3-Reranker"),
         (remove_weights, r"no weights \(model\.safetensors or pytorch_model\.bin\)"),
         (spoil_tokenizer, r"tokenizer\.json: "),
         (make_unknown, "no-such-family"),

@@ -35,7 +35,8 @@ def add(models_dir: Path, *names: str, config: dict[str, Any] | None = None) -> 
     usual = {"model_type": "bert", "max_position_embeddings": 64, "hidden_size": 8}
     for name in names:
         write_json(models_dir / name / "config.json", {**usual, **(config or {})})
-        (models_dir / name / "model.safetensors").touch()  # its being there is enough
+        for file in ("model.safetensors", "tokenizer.json"):
+            (models_dir / name / file).touch()  # their being there is enough
 
 
 def default(models_dir: Path) -> ModelFolder:
