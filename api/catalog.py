@@ -55,7 +55,11 @@ class Catalog:
 
     def entries(self) -> list[Entry]:
         """Blocking: reads each folder's JSON files."""
-        return [entry_of(folder, self._overrides) for folder in self.folders()]
+        return [self.entry(folder) for folder in self.folders()]
+
+    def entry(self, folder: ModelFolder) -> Entry:
+        """Blocking too."""
+        return entry_of(folder, self._overrides)
 
     def default_reranker(self, failed: Collection[str]) -> ModelFolder:
         """For a request to rerank that names no model: the first reranker, pinned ones before
@@ -65,7 +69,7 @@ class Catalog:
             entry.folder
             for folder in self.folders()
             if folder.name not in failed
-            and (entry := entry_of(folder, self._overrides)).recipe is not None
+            and (entry := self.entry(folder)).recipe is not None
             and entry.recipe.is_reranker
         )
         return next(rerankers, self.default)

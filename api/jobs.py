@@ -20,6 +20,7 @@ from api.errors import BadRequest
 from api.service import Embedder, Service, Serving, TokenIds
 from batcher.futures import run_job
 from batcher.job import Job
+from engine.recipe import Recipe
 from engine.views import Views, dense_rows
 
 # Items, and what turns a part of them, given the index of its first, into tokens.
@@ -92,20 +93,26 @@ async def embed(service: Service, serving: Serving, wanted: EmbedRequest) -> Emb
     Raises 400 for a reranker, a view that the model lacks, or a prompt that it does not know.
     """
     model: Embedder = serving.model
-    if model.is_reranker:
-        raise BadRequest(f"model '{model.name}' is a reranker: it scores pairs and has no vectors")
-    check_views(model, wanted.views)
+    check_embeds(model.name, model.is_reranker, model.views, wanted.views)
     prompt = model.prompt(wanted.prompt_name, wanted.input_type, wanted.instruction)
     tokenize = tokenizer_of(model, wanted, prompt)
     rows, cost = await run(service, serving, [(wanted.texts, tokenize)], wanted.views)
     return Embedded(rows, cost)
 
 
-def check_views(model: Embedder, views: tuple[str, ...]) -> None:
-    missing = [view for view in views if view not in model.views]
+def check_before_loading(name: str, recipe: Recipe, wanted: EmbedRequest) -> None:
+    """What `embed` would refuse anyway: no model need be loaded, nor another leave, to say it."""
+    check_embeds(name, recipe.is_reranker, recipe.views, wanted.views)
+    recipe.prompts.choose(wanted.prompt_name, wanted.input_type, wanted.instruction)
+
+
+def check_embeds(name: str, is_reranker: bool, there: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises 400 for a reranker, or for a view that is not there."""
+    if is_reranker:
+        raise BadRequest(f"model '{name}' is a reranker: it scores pairs and has no vectors")
+    missing = [view for view in wanted if view not in there]
     if missing:
-        there = ", ".join(model.views)
-        raise BadRequest(f"model '{model.name}' has no {missing[0]} output; it has: {there}")
+        raise BadRequest(f"model '{name}' has no {missing[0]} output; it has: {', '.join(there)}")
 
 
 def tokenizer_of(

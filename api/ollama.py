@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from api import vectors
 from api.body import read_request
 from api.errors import ERROR_RESPONSES, BadRequest
-from api.jobs import Embedded, EmbedRequest, check_texts, embed
+from api.jobs import Embedded, EmbedRequest, check_before_loading, check_texts, embed
 from api.scoring import ScoreRequest, score
 from api.service import Service
 from settings import parse_keep_alive
@@ -126,10 +126,12 @@ async def post_embed(request: Request) -> Response:
     answer: dict[str, Any] = {"model": body.model or folder.name}
     times: dict[str, int] = {}
     headers: dict[str, str] = {}
+    wanted = _wanted(body, texts, outputs)
+    if texts and (recipe := await service.recipe_before_loading(folder)):
+        check_before_loading(folder.name, recipe, wanted)
     async with service.lease(request, folder, body.keep_alive) as serving:
         times["load_duration"] = int(serving.resident.load_s * 1e9)
         if texts:
-            wanted = _wanted(body, texts, outputs)
             embedded = await embed(service, serving, wanted)
             model = serving.model
             written = partial(_answer, body, embedded, outputs, model)

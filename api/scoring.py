@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from api.errors import BadRequest
-from api.jobs import Cost, EmbedRequest, Work, check_views, run, tokenizer_of
+from api.jobs import Cost, EmbedRequest, Work, check_embeds, run, tokenizer_of
 from api.service import Embedder, Reranker, Service, Serving, TokenIds
 from engine.tokens import PairLimits
 from engine.views import Weights, hybrid_score
@@ -81,7 +81,7 @@ async def _score_by_vectors(service: Service, serving: Serving, wanted: ScoreReq
     model: Embedder = serving.model
     weights = wanted.weights or Weights()
     views = tuple(view for view in ("dense", "sparse", "colbert") if getattr(weights, view))
-    check_views(model, views)
+    check_embeds(model.name, model.is_reranker, model.views, views)
     views = ("dense", *(view for view in views if view != "dense"))
     sides: list[Work] = []
     places: list[dict[str, int]] = []

@@ -20,6 +20,7 @@ from api.errors import ApiError
 from api.leaving import cancelled_when_client_leaves
 from api.residents import Resident, Residents
 from batcher.lane import Lane
+from engine.recipe import Recipe
 from engine.store import ModelFolder
 from settings import Settings
 
@@ -152,6 +153,14 @@ class Service:
             return self.find(asked)
         assert self.residents is not None
         return await asyncio.to_thread(self.catalog.default_reranker, self.residents.failures)
+
+    async def recipe_before_loading(self, folder: ModelFolder) -> Recipe | None:
+        """What a model that is not in memory will be; None for one that is, or that will fail."""
+        assert self.catalog is not None
+        assert self.residents is not None
+        if self.residents.get(folder.name) is not None:
+            return None
+        return (await asyncio.to_thread(self.catalog.entry, folder)).recipe
 
     @contextlib.asynccontextmanager
     async def lease(

@@ -26,12 +26,13 @@ NAME = "packed"
 # On a CPU in float32 three plain kernels (product, softmax, product) beat the fused one below some
 # 300 tokens, the more so the wider the heads, causal ones too; runs of equal length gain from being
 # one batch while they are short: 2.4 times for 60 of 12 tokens (bench/results/kernels.json,
-# docs/log.md). In bfloat16 and float16 the plain product is 4 to 50 times slower than the fused.
+# docs/log.md). In bfloat16 and float16 the plain product is 2.5 to 30 times slower than the fused.
 _MAX_PLAIN_LENGTH = 256
 _MAX_BATCHED_LENGTH = 64
 
 # Siblings of equal length too: a batch takes 0.5 to 0.75 of the time for 12 tokens behind 8 to 100
-# and as long as one by one for 40 behind 100. Every sibling in a batch copies the path's keys.
+# and as long as one by one for 40 behind 100 (docs/log.md). Each one in a batch copies the path's
+# keys.
 _MAX_BATCHED_KEYS = 128
 
 # With a path the scores are [length, path + length]; beyond this many keys they outgrow the cache.

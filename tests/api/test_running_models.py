@@ -73,6 +73,13 @@ def test_the_tokens_of_one_request_have_a_limit(server: FakeServer, path: str) -
     assert "tokens or more, the limit is 100 (max_request_tokens)" in refused.text
 
 
+@pytest.mark.parametrize("wrong", [{"outputs": ["colbert"]}, {"prompt_name": "nope"}])
+def test_what_can_only_be_refused_loads_no_model(server: FakeServer, wrong: dict[str, Any]) -> None:
+    refused = server.embed({"model": "a", "input": "x", **wrong})
+    assert refused.status_code == 400
+    assert "a" not in server.engine.loads
+
+
 class Loads:
     """A stand-in for Residents: what `pin` raises, by name."""
 
