@@ -18,6 +18,7 @@ from typing import Any
 
 from engine.cpus import cgroup_levels, read_text
 from engine.errors import ModelError
+from engine.sentence_files import read_object
 
 OVERHEAD = 1.1  # buffers, the allocator's rounding, a step's activations
 OVERHEAD_BYTES = 64 << 20  # a tokenizer with 250 000 pieces, Python objects
@@ -76,7 +77,7 @@ def _safetensors(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         return []
-    shards = _read_json(index).get("weight_map")
+    shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"{index}: no weight_map")
     return [folder / name for name in sorted({str(name) for name in shards.values()})]
@@ -114,19 +115,9 @@ def _pickled_bytes(folder: Path) -> int:
 
 def _stored_bytes_per_value(folder: Path) -> int:
     path = folder / "config.json"
-    config = _read_json(path) if path.is_file() else {}
+    config = read_object(path, missing_ok=True)
     dtype = str(config.get("dtype") or config.get("torch_dtype"))
     return _BYTES_PER_VALUE.get(dtype.removeprefix("torch."), 4)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
 
 
 def _machine_left(root: Path) -> Iterator[int]:
