@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from engine.cpus import cgroup_levels, read_text
 from engine.errors import ModelError
