@@ -12,11 +12,32 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import commands, errors, ollama, ollama_models, operations, rerank
+from api import (
+    commands,
+    errors,
+    ollama,
+    ollama_models,
+    ollama_running,
+    openai,
+    operations,
+    page,
+    rerank,
+    tei,
+    tei_info,
+    tokens,
+)
+from api.access import Cors, KeyGate
 from api.lifecycle import lifespan
 from api.middleware import RequestFrame
 from api.service import Service
+from api.version import server_version
 from settings import BadSetting, read_flags
+
+# Routes are tried in this order: those that people wait for come first.
+_DIALECTS = (
+    *(openai, ollama, rerank, tei, tokens),
+    *(ollama_models, ollama_running, tei_info, operations, page),
+)
 
 
 def create_app() -> FastAPI:
@@ -24,12 +45,14 @@ def create_app() -> FastAPI:
     service = Service()
     app: FastAPI = FastAPIOffline(
         title="Embedding server",
+        version=server_version(),
         description="Embeddings and reranking without a GPU and without a network.",
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(RequestFrame, service=service)
-    for dialect in (ollama, ollama_models, rerank, operations):
+    for layer in (KeyGate, Cors, RequestFrame):  # the last one sees a request first
+        app.add_middleware(layer, service=service)
+    for dialect in _DIALECTS:
         app.include_router(dialect.router)
     errors.install(app)
     return app

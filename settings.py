@@ -10,55 +10,31 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from api.callers import check_keys, check_origins, split
+from api.durations import parse_keep_alive
 
 PREFIX = "EMBEDDING_"
 
 
 class BadSetting(Exception):
     """One or more settings cannot be used; the text names the variables."""
-
-
-_DURATION_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "\u00b5s": 1e-6,  # micro sign
-    "\u03bcs": 1e-6,  # Greek mu
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
-_MAX_DURATION_CHARS = 100  # matching is quadratic in the length
-
-
-def parse_keep_alive(value: Any) -> float | None:
-    """Seconds or a Go duration ("1h30m") -> seconds; negative means for ever; None stays None.
-
-    Source: Go's time.ParseDuration, which Ollama uses. Raises ValueError.
-    """
-    if value is None:
-        return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if not isinstance(value, str) or len(value) > _MAX_DURATION_CHARS:
-        raise ValueError("must be seconds or a duration such as 5m")
-    sign, text = (-1.0, value[1:]) if value.startswith("-") else (1.0, value.removeprefix("+"))
-    parts = _DURATION_PART.findall(text)
-    if text == "0":
-        return 0.0
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError("must be seconds or a duration such as 5m, 1h30m or -1s")
-    return sign * sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
 
 
 def _parse_keep_alive_setting(value: Any) -> Any:
@@ -68,7 +44,28 @@ def _parse_keep_alive_setting(value: Any) -> Any:
     return parse_keep_alive(value.strip() if isinstance(value, str) else value)
 
 
-class Settings(BaseSettings):
+if TYPE_CHECKING:
+
+    class _Yield(BaseSettings):
+        """`yield` is a word of Python's own: no attribute can be written so, the variable can."""
+else:
+    _Yield = create_model(
+        "_Yield",
+        __base__=BaseSettings,
+        **{
+            "yield": (
+                Literal["auto", "on", "off"],
+                Field(
+                    "auto",
+                    description="on: short jobs run between the layers of a long step; "
+                    "auto: on the CPU",
+                ),
+            )
+        },
+    )
+
+
+class Settings(_Yield):
     """All settings, validated. `Settings()` reads the environment and `.env`."""
 
     model_config = SettingsConfigDict(
@@ -77,6 +74,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
+        hide_input_in_errors=True,  # a key in it would be in every traceback
         protected_namespaces=(),
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -131,6 +129,9 @@ class Settings(BaseSettings):
     max_step_tokens: int = Field(
         1024, ge=1, le=1 << 20, description="tokens that run together; more gains nothing on a CPU"
     )
+    max_urgent_tokens: int = Field(
+        64, ge=1, le=4096, description="tokens of a job that may run between a long step's layers"
+    )
     threads: Literal["auto"] | int = Field(
         "auto", description="compute threads; auto: physical cores, CPU affinity and cgroup quota"
     )
@@ -142,6 +143,21 @@ class Settings(BaseSettings):
         32_768, ge=1, description="tokens in one request that asks for ColBERT vectors"
     )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="bytes of one request's body")
+    token_ids: Literal["accept", "reject"] = Field(
+        "reject",
+        description="token ids as input: refused, since most clients that send them used another "
+        "model's tokenizer; accept takes them as they are",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="key that requests must send as a bearer token, or several separated by "
+        "commas; health, metrics, the page and the documentation stay open",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="origins whose pages may call from a browser, separated by commas; * for all",
+    )
+    access_log: bool = Field(True, description="a line for each request, never its text")
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="seconds that SIGTERM gives running requests"
     )
@@ -153,9 +169,38 @@ class Settings(BaseSettings):
     )
 
     @property
+    def yields(self) -> Literal["auto", "on", "off"]:
+        """The setting `yield`."""
+        value: Literal["auto", "on", "off"] = getattr(self, "yield")
+        return value
+
+    @property
     def models(self) -> list[str]:
         """The names in `model`, in order; empty when none is set."""
-        return [name.strip() for name in (self.model or "").split(",") if name.strip()]
+        return split(self.model)
+
+    @property
+    def api_keys(self) -> list[str]:
+        """The keys in `api_key`; empty: everybody may call."""
+        return split(self.api_key.get_secret_value() if self.api_key else None)
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins in `cors_origins`; empty: no browser page of another origin may call."""
+        return split(self.cors_origins)
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_keys(cls, api_key: SecretStr | None) -> SecretStr | None:
+        if api_key is not None:
+            check_keys(api_key.get_secret_value())
+        return api_key
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: str | None) -> str | None:
+        check_origins(origins)
+        return origins
 
     @field_validator("threads", mode="before")
     @classmethod
@@ -168,7 +213,9 @@ class Settings(BaseSettings):
         return int(value)
 
     @field_validator(
-        "device", "dtype", "layout", "linear", "pooling", "log_level", "log_format", mode="before"
+        *("device", "dtype", "layout", "linear", "pooling", "token_ids", "log_level", "log_format"),
+        "yield",
+        mode="before",
     )
     @classmethod
     def _lower(cls, value: Any) -> Any:
@@ -187,6 +234,8 @@ class ServeFlags(Settings):
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
@@ -219,13 +268,17 @@ def _naming_variables() -> Iterator[None]:
         raise BadSetting(f".env is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
+_SECRET = {f"{PREFIX}API_KEY"}
+
+
 def describe(error: ValidationError) -> str:
     """One line a fault: `EMBEDDING_THREADS: … (got 'many')`."""
     faults: dict[str, str] = {}
     for fault in error.errors():
         name = PREFIX + str(fault["loc"][0]).upper().replace("-", "_")
         message = fault["msg"].removeprefix("Value error, ")
-        faults.setdefault(name, f"{name}: {message} (got {fault['input']!r})")
+        got = "" if name in _SECRET else f" (got {fault['input']!r})"
+        faults.setdefault(name, f"{name}: {message}{got}")
     return "; ".join(faults.values())
 
 

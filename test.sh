@@ -7,7 +7,8 @@ usage() {
 usage: ./test.sh [pytest arguments]
 
 Makes .venv with pinned versions if it is not there yet, then runs ruff, mypy and
-pytest. With arguments, only pytest runs, with them:
+pytest. tests/browser needs chromium: as root on Debian, it is installed if it is
+missing. With arguments, only pytest runs, with them:
 
   ./test.sh tests/batcher -x
 TEXT
@@ -20,7 +21,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/setup_venv.sh
 . scripts/setup_venv.sh
-setup_venv dev
+setup_venv dev,clients
 bin="$(dirname "$VENV_PYTHON")"
 
 # What a shell happens to export must not change what is tested.
@@ -30,6 +31,9 @@ export PATH="$bin:$PATH"
 if [ "$#" -gt 0 ]; then
     exec "$VENV_PYTHON" -m pytest "$@"
 fi
+# shellcheck source=scripts/setup_browser.sh
+. scripts/setup_browser.sh
+setup_browser
 ruff check .
 ruff format --check .
 mypy

@@ -20,20 +20,31 @@ T = TypeVar("T", bound=BaseModel)
 # A refused body is read on and thrown away up to this many times the limit, so that the client gets
 # to read the answer instead of a reset connection.
 _MAX_DISCARDED = 16
+_MAX_FAULTS = 5  # of a body, told
 
 
 async def read_request(request: Request, kind: type[T], max_bytes: int) -> T:
     """The body as `kind`. Raises 400 or 413."""
+    return check(await read_object(request, max_bytes), kind)
+
+
+async def read_object(request: Request, max_bytes: int) -> dict[str, Any]:
+    """The body as a JSON object. Raises 400 or 413."""
     value = parse_json(await read_body(request, max_bytes))
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {_json_name(value)}")
+    return value
+
+
+def check(value: dict[str, Any], kind: type[T]) -> T:
+    """Raises 400 that names every field at fault."""
     try:
         body = kind.model_validate(value)
     except ValidationError as error:
-        raise BadRequest(_describe(error)) from None
+        raise _refusal(error) from None
     for name, field in body:
         if isinstance(field, str) and not is_unicode(field):
-            raise BadRequest(f"{name} is not valid Unicode: it has a lone surrogate")
+            raise BadRequest(f"{name} is not valid Unicode: it has a lone surrogate", name)
     return body
 
 
@@ -98,12 +109,16 @@ def _finite(digits: str) -> float:
     return number
 
 
-def _describe(error: ValidationError) -> str:
-    faults = []
-    for fault in error.errors(include_url=False, include_input=False):
+def _refusal(error: ValidationError) -> BadRequest:
+    """The first few faults, by field: a list may have thousands."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    named = []
+    for fault in faults[:_MAX_FAULTS]:
         field = ".".join(str(part) for part in fault["loc"])
-        faults.append(f"{field}: {fault['msg'].removeprefix('Value error, ')}")
-    return "; ".join(faults)
+        named.append((field, fault["msg"].removeprefix("Value error, ")))
+    more = len(faults) - len(named)
+    text = "; ".join(f"{field}: {message}" for field, message in named)
+    return BadRequest(text + (f"; and {more} more" if more else ""), named[0][0])
 
 
 def _json_name(value: Any) -> str:

@@ -1,6 +1,6 @@
 """What a client can do wrong or meet, and the one table from errors to HTTP answers.
 
-Every route raises; nothing else builds an error body. A 500 never shows internals.
+Every route raises; api/dialects.py writes the body. A 500 never shows internals.
 """
 
 from __future__ import annotations
@@ -10,14 +10,22 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
+from api.dialects import (
+    Dialect,
+    ErrorBody,
+    OpenAIErrorBody,
+    TEIErrorBody,
+    dialect_of,
+    write_error,
+)
 from api.loads import LoadFailed
 from api.residents import LoadTimeout, NoRoom
 from batcher.lane import LaneClosed, StepFailed
-from engine.errors import BadPrompt, TextTooLong
+from engine.errors import BadPrompt, BadTokenIds, NoTokens, TextTooLong
 
 log = logging.getLogger("embedding.api")
 
@@ -25,58 +33,52 @@ _SAYS_NOTHING = "internal error; the server's log has the details under this ans
 
 
 class ApiError(Exception):
-    """An answer that is no success: its HTTP status and a text for the caller."""
+    """An answer that is no success: its HTTP status and a text for the caller.
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    `param` names the field at fault, `code` is a short name of the fault, for dialects that tell.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: dict[str, str] | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+        self.param, self.code = param, code
 
 
 class BadRequest(ApiError):
     """400: the text names the field and the limit."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(400, message)
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(400, message, param=param)
 
 
-class ErrorBody(BaseModel):
-    """What every error answers below /api."""
-
-    error: str
-
-
-class OpenAIError(BaseModel):
-    """The inner object of OpenAI's errors."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class OpenAIErrorBody(BaseModel):
-    """What every error answers on the rerank and score routes; `detail` repeats the message for
-    clients of vLLM and Jina."""
-
-    error: OpenAIError
-    detail: str
-
-
-_ERRORS = {
+_ERRORS: dict[int | str, str] = {
     400: "bad input: the text names field and limit",
+    401: "an API key is set and this request has another or none",
     404: "unknown model",
     413: "body too large",
     503: "starting, stopping, the model is loading, or there is no memory for it",
 }
-# For a route's OpenAPI entry.
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
-}
-OPENAI_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": OpenAIErrorBody, "description": text} for status, text in _ERRORS.items()
-}
 
-_OPENAI_PATHS = ("/v1/", "/v2/", "/rerank", "/score")
+
+def error_responses(dialect: Dialect) -> dict[int | str, dict[str, Any]]:
+    """For a route's OpenAPI entry."""
+    bodies = {"ollama": ErrorBody, "openai": OpenAIErrorBody, "tei": TEIErrorBody}
+    texts = {**_ERRORS, "default": "any other error"}
+    if dialect == "tei":
+        texts[422] = texts.pop(400)
+    return {
+        status: {"model": bodies[dialect], "description": text} for status, text in texts.items()
+    }
+
+
 _OUR_OWN = (ApiError, LaneClosed, StepFailed, LoadFailed, LoadTimeout, NoRoom)
 
 
@@ -87,20 +89,22 @@ def install(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    return answer(error, request.state.request_id, request.url.path)
+    return answer(error, request.scope)
 
 
-def answer(error: Exception, request_id: str, path: str) -> JSONResponse:
+def answer(error: Exception, scope: Scope) -> JSONResponse:
     """The response for any error; our own bugs are logged under the request's id."""
     known = to_api_error(error)
     if known.status >= 500 and not isinstance(error, _OUR_OWN):
-        log.error("request %s failed", request_id, exc_info=error)
-    body: dict[str, Any] = {"error": known.message}
-    if path.startswith(_OPENAI_PATHS):
-        kind = "invalid_request_error" if known.status < 500 else "server_error"
-        inner = {"message": known.message, "type": kind, "param": None, "code": None}
-        body = {"error": inner, "detail": known.message}
-    return JSONResponse(body, known.status, known.headers)
+        log.error("request %s failed", scope["state"]["request_id"], exc_info=error)
+    message, param = _writable(known.message), known.param and _writable(known.param)
+    status, body = write_error(dialect_of(scope), known.status, message, param, known.code)
+    return JSONResponse(body, status, known.headers)
+
+
+def _writable(text: str) -> str:
+    """What repeats a client's own lone surrogate has it as `\\ud800`: no encoding can write it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def to_api_error(error: Exception) -> ApiError:
@@ -109,7 +113,7 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, TextTooLong):
         return BadRequest(f"the input length exceeds the context length: {error}")
-    if isinstance(error, BadPrompt):
+    if isinstance(error, (BadPrompt, BadTokenIds, NoTokens)):
         return BadRequest(str(error))
     if isinstance(error, (LaneClosed, LoadFailed, NoRoom)):
         return ApiError(503, str(error))

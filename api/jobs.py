@@ -21,6 +21,7 @@ from api.service import Embedder, Service, Serving, TokenIds
 from batcher.futures import run_job
 from batcher.job import Job
 from engine.recipe import Recipe
+from engine.tokens import Side, TextLimits
 from engine.views import Views, dense_rows
 
 # Items, and what turns a part of them, given the index of its first, into tokens.
@@ -30,19 +31,37 @@ _MANY = 64  # sequences whose costs are worth a thread
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """`max_length` lowers the model's limit for this request; tokens, special ones included.
+class PromptChoice:
+    """What a request says of the text before its texts; at most one of the three is used."""
 
-    `views` are among dense, sparse and colbert; of the three fields after it at most one is used.
-    """
-
-    texts: Sequence[str]
-    truncate: bool = True
-    max_length: int | None = None
-    views: tuple[str, ...] = ("dense",)
     prompt_name: str | None = None
     input_type: str | None = None
     instruction: str | None = None
+
+    def given(self) -> tuple[str | None, str | None, str | None]:
+        return self.prompt_name, self.input_type, self.instruction
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """`max_length` lowers the model's limit for this request; tokens, special ones included.
+
+    `views` are among dense, sparse, colbert and tokens.
+    `token_ids` are a client's own, in place of texts: nothing is put before or around them.
+    """
+
+    texts: Sequence[str] = ()
+    truncate: bool = True
+    max_length: int | None = None
+    views: tuple[str, ...] = ("dense",)
+    prompt: PromptChoice = PromptChoice()
+    token_ids: Sequence[Sequence[int]] | None = None
+    truncation_side: Side = "right"
+    add_special_tokens: bool = True
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        return self.texts if self.token_ids is None else self.token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,51 +98,73 @@ class Embedded:
 def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
     """Raises BadRequest naming the field, the limit, or the index at fault."""
     if len(texts) > max_inputs:
-        raise BadRequest(f"{field} has {len(texts)} texts, the limit is {max_inputs} (max_inputs)")
+        message = f"{field} has {len(texts)} texts, the limit is {max_inputs} (max_inputs)"
+        raise BadRequest(message, field)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise BadRequest(f"invalid input type: {field}[{index}] is not a string")
+            raise BadRequest(f"invalid input type: {field}[{index}] is not a string", field)
         if not is_unicode(text):
-            raise BadRequest(f"{field}[{index}] is not valid Unicode: it has a lone surrogate")
+            message = f"{field}[{index}] is not valid Unicode: it has a lone surrogate"
+            raise BadRequest(message, field)
 
 
 async def embed(service: Service, serving: Serving, wanted: EmbedRequest) -> Embedded:
-    """Views of texts that `check_texts` has passed. Ends early when the client leaves.
+    """Views of texts that `check_texts` has passed, or of token ids. Ends early when the client
+    leaves.
 
     Raises 400 for a reranker, a view that the model lacks, or a prompt that it does not know.
     """
     model: Embedder = serving.model
     check_embeds(model.name, model.is_reranker, model.views, wanted.views)
-    prompt = model.prompt(wanted.prompt_name, wanted.input_type, wanted.instruction)
+    check_no_prompt(wanted)
+    prompt = model.prompt(*wanted.prompt.given())
     tokenize = tokenizer_of(model, wanted, prompt)
-    rows, cost = await run(service, serving, [(wanted.texts, tokenize)], wanted.views)
+    rows, cost = await run(service, serving, [(wanted.inputs, tokenize)], wanted.views)
     return Embedded(rows, cost)
 
 
 def check_before_loading(name: str, recipe: Recipe, wanted: EmbedRequest) -> None:
     """What `embed` would refuse anyway: no model need be loaded, nor another leave, to say it."""
     check_embeds(name, recipe.is_reranker, recipe.views, wanted.views)
-    recipe.prompts.choose(wanted.prompt_name, wanted.input_type, wanted.instruction)
+    check_no_prompt(wanted)
+    recipe.prompts.choose(*wanted.prompt.given())
 
 
 def check_embeds(name: str, is_reranker: bool, there: Sequence[str], wanted: Sequence[str]) -> None:
     """Raises 400 for a reranker, or for a view that is not there."""
     if is_reranker:
-        raise BadRequest(f"model '{name}' is a reranker: it scores pairs and has no vectors")
-    missing = [view for view in wanted if view not in there]
+        raise BadRequest(
+            f"model '{name}' is a reranker: it scores pairs and has no vectors", "model"
+        )
+    missing = [view for view in wanted if view not in (*there, "tokens")]
     if missing:
-        raise BadRequest(f"model '{name}' has no {missing[0]} output; it has: {', '.join(there)}")
+        raise BadRequest(
+            f"model '{name}' has no {missing[0]} output; it has: {', '.join(there)}", "outputs"
+        )
+
+
+def check_no_prompt(wanted: EmbedRequest) -> None:
+    """Raises 400 where token ids come with what would choose a prompt."""
+    for name in ("prompt_name", "input_type", "instruction"):
+        if wanted.token_ids is not None and getattr(wanted.prompt, name) is not None:
+            raise BadRequest(f"{name}: token ids take no prompt; send text to have one", name)
 
 
 def tokenizer_of(
     model: Embedder, wanted: EmbedRequest, prompt: str, max_tokens: int | None = None
-) -> Callable[[list[str], int], Sequence[TokenIds]]:
-    limits = (wanted.max_length, max_tokens, model.max_length)
-    max_length = min(limit for limit in limits if limit)
-    truncate = wanted.truncate or max_tokens is not None
+) -> Callable[[list[Any], int], Sequence[TokenIds]]:
+    """Of parts of `wanted.inputs`; `prompt` goes before texts only."""
+    limits = TextLimits(
+        max_length=min(n for n in (wanted.max_length, max_tokens, model.max_length) if n),
+        truncate=wanted.truncate or max_tokens is not None,
+        side=wanted.truncation_side,
+        add_special_tokens=wanted.add_special_tokens,
+    )
 
-    def tokenize(part: list[str], first: int) -> Sequence[TokenIds]:
-        return model.tokenize(part, max_length, truncate, first, prompt, wanted.views)
+    def tokenize(part: list[Any], first: int) -> Sequence[TokenIds]:
+        if wanted.token_ids is not None:
+            return model.tokens_of(part, limits, wanted.views, first)
+        return model.tokenize(part, limits, prompt, wanted.views, first)
 
     return tokenize
 
@@ -138,11 +179,11 @@ async def run(
     start = time.perf_counter()
     tokens: list[TokenIds] = []
     limits = [("max_request_tokens", serving.settings.max_request_tokens)]
-    if "colbert" in views:
+    if "colbert" in views or "tokens" in views:
         limits.append(("max_colbert_tokens", serving.settings.max_colbert_tokens))
     num_tokens = 0
     for items, tokenize in works:
-        async for part in service.tokenize(items, tokenize):
+        async for part in service.in_parts(items, tokenize):
             tokens += part
             num_tokens += sum(len(t.ids) for t in part)
             for name, limit in limits:
@@ -155,6 +196,7 @@ async def run(
     costs = await _costs(service, serving.model, tokens)
     job = Job(serving.resident, tokens, costs, [len(t.ids) for t in tokens])
     await run_job(serving.lane, job)
+    service.metrics.count_job(job.started_at - job.queued_at, job.ended_at - job.started_at)
     cost = Cost(
         num_tokens=num_tokens,
         tokenization_ms=(tokenized - start) * 1e3,

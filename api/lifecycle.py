@@ -22,7 +22,7 @@ from api.catalog import Catalog
 from api.draining import drain_on_signals
 from api.residents import NoRoom, Resident, Residents, on_daemon_thread
 from api.service import Service
-from batcher.lane import Lane
+from batcher.lane import Lane, Pause
 from engine import memory
 from engine.cpus import count_cpus
 from engine.devices import DeviceError, prepare_autoload
@@ -30,6 +30,7 @@ from engine.environment import prepare_environment
 from engine.errors import ModelError
 from engine.recipe import Overrides
 from engine.store import ModelFolder, default_models, find_models
+from engine.yielding import pausing
 from settings import BadSetting, Settings, read_settings, unknown_variables
 
 log = logging.getLogger("embedding")
@@ -59,6 +60,7 @@ class Engine:
     measure: Callable[[ModelFolder], int]
     release: Callable[[], None]
     on_lane_start: Callable[[], None]
+    yields: bool
 
 
 async def _start(service: Service, stop: Callable[[int], None]) -> None:
@@ -82,7 +84,13 @@ async def _start(service: Service, stop: Callable[[int], None]) -> None:
             load_timeout_s=settings.load_timeout_s,
         )
         pinned = await _pin(service, residents, candidates, all_of_them=bool(named))
-        lane = Lane(run_step, settings.max_step_tokens, on_start=engine.on_lane_start)
+        lane = Lane(
+            run_step,
+            settings.max_step_tokens,
+            max_urgent_tokens=settings.max_urgent_tokens if engine.yields else 0,
+            on_start=engine.on_lane_start,
+            on_step=service.metrics.count_step,
+        )
         catalog = Catalog(settings.models_dir, pinned, overrides_of(settings))
         service.start(catalog, residents, lane)
     except (BadSetting, ModelError, DeviceError, NoRoom) as error:
@@ -158,6 +166,7 @@ def open_engine(settings: Settings) -> Engine:
         measure=lambda folder: memory.model_bytes(folder.path, num_bytes),
         release=lambda: memory.release(device.kind),
         on_lane_start=lambda: loading.set_threads(threads),
+        yields=settings.yields == "on" or (settings.yields == "auto" and device.kind == "cpu"),
     )
 
 
@@ -165,7 +174,7 @@ def overrides_of(settings: Settings) -> Overrides:
     return Overrides(settings.pooling, settings.max_length, settings.prompts)
 
 
-def run_step(group: Hashable, payloads: list[Any]) -> Any:
+def run_step(group: Hashable, payloads: list[Any], pause: Pause | None) -> Any:
     """The lane's: a group of the plan is a resident model."""
     assert isinstance(group, Resident)
     group.num_running += 1
@@ -173,7 +182,8 @@ def run_step(group: Hashable, payloads: list[Any]) -> Any:
         model = group.model
         if model is None:  # every job of the step was cancelled just now, and its lease ended
             return [None] * len(payloads)
-        return model.run(payloads)
+        with pausing(pause):
+            return model.run(payloads)
     finally:
         group.num_running -= 1
 

@@ -5,28 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, and the traceback when there is one."""
+    """time, level, logger, then the fields of an access line, or a message and its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
         }
+        fields = getattr(record, "fields", None)
+        line |= {"message": record.getMessage()} if fields is None else fields
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
 def configure(level: str, log_format: Literal["text", "json"]) -> None:
-    """Our loggers write to stderr; with json, the web server's do so in the same form."""
+    """Our loggers write to stderr, and the web server's in the same form; its access lines are
+    replaced by ours (api/middleware.py)."""
     formatter = JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -34,7 +36,9 @@ def configure(level: str, log_format: Literal["text", "json"]) -> None:
     ours.handlers[:] = [handler]
     ours.propagate = False
     ours.setLevel(level.upper())
-    if log_format == "json":
-        for name in ("uvicorn", "uvicorn.access", "uvicorn.error"):
-            for other in logging.getLogger(name).handlers:
-                other.setFormatter(formatter)
+    for name in ("uvicorn", "uvicorn.error"):
+        for other in logging.getLogger(name).handlers:
+            other.setFormatter(formatter)
+    theirs = logging.getLogger("uvicorn.access")
+    theirs.handlers.clear()  # uvicorn then makes no line at all
+    theirs.propagate = False

@@ -1,5 +1,4 @@
-"""Ollama's model routes: GET /api/tags, the models there are, /api/ps, those in memory, and POST
-/api/generate, which loads and unloads."""
+"""Ollama's model routes that only look: GET /api/tags, POST /api/show, GET /api/version."""
 
 from __future__ import annotations
 
@@ -10,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
+from api import schema
 from api.body import read_request
 from api.catalog import Entry
-from api.errors import ERROR_RESPONSES, BadRequest
-from api.ollama import KEEP_ALIVE_SCHEMA, KeepAlive
+from api.errors import ApiError, BadRequest
+from api.fields import Body
 from api.service import Service
+from api.version import server_version
 from engine.errors import ModelError
 from engine.memory import num_values
 
 router = APIRouter(tags=["Ollama"])
-
-_FOR_EVER = "9999-12-31T23:59:59Z"
 
 
 class ModelDetails(BaseModel):
@@ -52,115 +51,137 @@ class Tags(BaseModel):
     models: list[Tag]
 
 
-class Running(Tag):
-    """A model in memory."""
+DETAILS = {
+    "format": "safetensors",
+    "family": "xlm-roberta",
+    "families": ["xlm-roberta"],
+    "parameter_size": "568M",
+    "quantization_level": "F32",
+}
+TAG = {
+    "name": "bge-m3:latest",
+    "model": "bge-m3:latest",
+    "modified_at": "2026-11-21T09:00:00+00:00",
+    "size": 2271064456,
+    "digest": "9f2c",
+    "details": DETAILS,
+}
 
-    expires_at: str
-    size_vram: int
-    context_length: int
 
-
-class RunningModels(BaseModel):
-    """200 of GET /api/ps"""
-
-    models: list[Running]
-
-
-@router.get("/api/tags", summary="Models that can be served", responses=ERROR_RESPONSES)
+@router.get(
+    "/api/tags",
+    summary="Models that can be served",
+    responses=schema.gives(Tags, {"models": [TAG]}, "ollama"),
+)
 async def get_tags(request: Request) -> Tags:
     """Pinned ones first. What cannot be served is in the log and in `embedding models`."""
     service: Service = request.app.state.service
     service.admit()
     assert service.catalog is not None
     entries = await asyncio.to_thread(service.catalog.entries)
-    tags = await asyncio.to_thread(lambda: [_tag(entry) for entry in entries if entry.recipe])
+    tags = await asyncio.to_thread(lambda: [tag_of(entry) for entry in entries if entry.recipe])
     return Tags(models=[Tag(**tag) for tag in tags if tag])
 
 
-@router.get("/api/ps", summary="Models in memory", responses=ERROR_RESPONSES)
-async def get_ps(request: Request) -> RunningModels:
-    """With when each will be unloaded, if nobody asks for it again."""
-    service: Service = request.app.state.service
-    service.admit()
-    assert service.catalog is not None
-    assert service.residents is not None
-    residents = {resident.name: resident for resident in service.residents.resident()}
-    entries = await asyncio.to_thread(service.catalog.entries)
-    loop_now, now = asyncio.get_running_loop().time(), datetime.now(timezone.utc).timestamp()
-    running = []
-    for entry in entries:
-        resident = residents.get(entry.folder.name)
-        if resident is None or entry.recipe is None:
-            continue
-        tag = await asyncio.to_thread(_tag, entry, resident.num_bytes)
-        if tag is None or resident.model is None:  # it may have been unloaded meanwhile
-            continue
-        expires = resident.expires_at
-        running.append(
-            Running(
-                **tag,
-                expires_at=_FOR_EVER if expires is None else _iso(now + expires - loop_now),
-                size_vram=0 if _on_cpu(resident.model) else resident.num_bytes,
-                context_length=entry.recipe.max_length,
-            )
-        )
-    return RunningModels(models=running)
+class ShowBody(Body):
+    """POST /api/show; `name` is what older clients call `model`."""
+
+    name: str | None = None
 
 
-class GenerateBody(BaseModel):
-    """POST /api/generate, as Ollama's clients call it to load or unload a model."""
+class Shown(BaseModel):
+    """200 of POST /api/show; keys of `model_info` as Ollama writes them."""
 
-    model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"model": "bge-m3", "keep_alive": 0}]}
-    )
-    model: str
-    prompt: str | None = None
-    keep_alive: KeepAlive = Field(None, json_schema_extra=KEEP_ALIVE_SCHEMA)
+    license: str
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetails
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
 
 
-class Generated(BaseModel):
-    """200 of POST /api/generate"""
-
-    model: str
-    created_at: str
-    response: str
-    done: bool
-    done_reason: str
+_SHOWN = {
+    "license": "",
+    "modelfile": "",
+    "parameters": "",
+    "template": "",
+    "details": DETAILS,
+    "model_info": {
+        "general.architecture": "xlm-roberta",
+        "general.parameter_count": 567754752,
+        "xlm-roberta.context_length": 8192,
+        "xlm-roberta.embedding_length": 1024,
+    },
+    "capabilities": ["embedding"],
+    "modified_at": "2026-11-21T09:00:00+00:00",
+}
 
 
 @router.post(
-    "/api/generate",
-    summary="Load a model, or with keep_alive 0 unload it; generates nothing",
-    responses={200: {"model": Generated}, **ERROR_RESPONSES},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": GenerateBody.model_json_schema()}},
-        }
-    },
+    "/api/show",
+    summary="What a model is",
+    responses=schema.gives(Shown, _SHOWN, "ollama"),
+    openapi_extra=schema.takes(ShowBody, the_default={}),
 )
-async def post_generate(request: Request) -> Generated:
-    """A model of EMBEDDING_MODEL always stays."""
+async def post_show(request: Request) -> Shown:
+    """Family, size, longest input, width, and whether it embeds or reranks."""
     service: Service = request.app.state.service
     settings = service.admit()
-    body = await read_request(request, GenerateBody, settings.max_body_bytes)
-    if body.prompt:
-        raise BadRequest("prompt: this server embeds and reranks, it generates no text")
-    folder = service.find(body.model)
-    assert service.residents is not None
-    if body.keep_alive == 0:
-        await service.residents.unload(folder.name)
-        done_reason = "unload"
-    else:
-        async with service.lease(request, folder, body.keep_alive):
-            done_reason = "load"
-    created = _iso(datetime.now(timezone.utc).timestamp())
-    return Generated(
-        model=body.model, created_at=created, response="", done=True, done_reason=done_reason
+    body = await read_request(request, ShowBody, settings.max_body_bytes)
+    entry = await service.entry(body.model or body.name)
+    if entry.recipe is None:
+        raise BadRequest(f"model '{entry.folder.name}' cannot be served: {entry.reason}")
+    shown = await asyncio.to_thread(_shown, entry)
+    if shown is None:
+        raise ApiError(404, f"model '{entry.folder.name}' not found")
+    return shown
+
+
+def _shown(entry: Entry) -> Shown | None:
+    """Blocking."""
+    tag, recipe = tag_of(entry), entry.recipe
+    if tag is None or recipe is None:
+        return None
+    family = recipe.family
+    model_info: dict[str, Any] = {
+        "general.architecture": family,
+        "general.basename": entry.folder.name,
+        "general.parameter_count": num_values(entry.folder.path),
+        f"{family}.context_length": recipe.max_length,
+    }
+    if not recipe.is_reranker:
+        model_info[f"{family}.embedding_length"] = recipe.dim
+        model_info[f"{family}.pooling"] = "+".join(recipe.pooling)
+    return Shown(
+        license="",
+        modelfile="",
+        parameters="",
+        template="",
+        details=tag["details"],
+        model_info=model_info,
+        capabilities=["rerank" if recipe.is_reranker else "embedding"],
+        modified_at=tag["modified_at"],
     )
 
 
-def _tag(entry: Entry, num_bytes: int | None = None) -> dict[str, Any] | None:
+class Version(BaseModel):
+    """200 of GET /api/version"""
+
+    version: str
+
+
+@router.get(
+    "/api/version",
+    summary="The server's version",
+    responses=schema.gives(Version, {"version": "0.1.0"}, "ollama"),
+)
+async def get_version() -> Version:
+    return Version(version=server_version())
+
+
+def tag_of(entry: Entry, num_bytes: int | None = None) -> dict[str, Any] | None:
     """None when the weights are damaged or the folder has just gone."""
     try:
         return _read_tag(entry, num_bytes)
@@ -186,7 +207,7 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "modified_at": _iso(modified),
+        "modified_at": iso(modified),
         "size": size,
         "digest": digest,
         "details": details,
@@ -198,9 +219,5 @@ def _bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in weights)
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
-
-
-def _on_cpu(model: Any) -> bool:
-    return str(model.describe().get("device", "cpu")).startswith("cpu")

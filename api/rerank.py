@@ -1,22 +1,24 @@
 """POST /rerank and /score, as vLLM, Jina and Cohere clients call them, with and without /v1, /v2.
 
-Reads and writes that dialect and nothing more; the work is in api/scoring.py.
+Reads and writes that dialect and nothing more; the work is in api/scoring.py. A request with
+`texts` is for api/tei.py, whose /rerank this also is.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api import vectors
-from api.body import read_request
-from api.errors import OPENAI_ERROR_RESPONSES, BadRequest
+from api import schema, tei, writing
+from api.body import check, read_object, read_request
+from api.dialects import speaks
+from api.errors import BadRequest
+from api.fields import Body, TruncateFields, Usage, WholeNumber, usage
 from api.jobs import check_texts
-from api.ollama import KEEP_ALIVE_SCHEMA, KeepAlive, WholeNumber
 from api.scoring import Scored, ScoreRequest, score
 from api.service import Service
 from engine.views import Weights
@@ -34,38 +36,27 @@ class ViewWeights(BaseModel):
     sparse: Annotated[float, Field(ge=0, le=_MAX_WEIGHT, allow_inf_nan=False)] = 0.0
     colbert: Annotated[float, Field(ge=0, le=_MAX_WEIGHT, allow_inf_nan=False)] = 0.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_names(cls, value: Any) -> Any:
+        """Each of a few is named, a million are not."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            raise ValueError("knows dense, sparse and colbert only")
+        return value
 
-class _Body(BaseModel):
+
+class _Body(Body, TruncateFields):
     """What both routes take."""
 
-    model_config = ConfigDict(extra="ignore")
-    model: str | None = Field(None, description="the default reranker when absent")
     instruction: str | None = Field(None, description="the task, for models that take one")
-    truncate_prompt_tokens: WholeNumber | None = Field(
-        None, description="longest pair in tokens; -1: the model's limit"
-    )
     raw_scores: bool | None = Field(None, description="true: no sigmoid")
     use_activation: bool | None = Field(None, description="false: no sigmoid")
-    truncation_side: Literal["right"] | None = Field(
-        None, description="which end of a text too long goes; only its right one does here"
-    )
-    keep_alive: KeepAlive = Field(
-        None, description="as on /api/embed", json_schema_extra=KEEP_ALIVE_SCHEMA
-    )
     weights: ViewWeights | None = Field(
         None, description="for an embedder with several outputs, such as bge-m3: hybrid score"
     )
 
     def is_raw(self) -> bool:
         return bool(self.raw_scores) or self.use_activation is False
-
-    def max_length(self) -> int | None:
-        wanted = self.truncate_prompt_tokens
-        if wanted is None or wanted == -1:
-            return None
-        if wanted < 1:
-            raise BadRequest("truncate_prompt_tokens must be -1 or at least 1")
-        return wanted
 
     def view_weights(self) -> Weights | None:
         if self.weights is None:
@@ -79,11 +70,6 @@ class _Body(BaseModel):
 class RerankBody(_Body):
     """POST /rerank"""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"query": "what is a panda?", "documents": ["a bear", "a city"]}]
-        }
-    )
     query: str
     documents: list[Any] = Field(description='texts, or objects {"text": …}')
     top_n: WholeNumber | None = Field(None, description="the best so many; all when absent or 0")
@@ -94,9 +80,6 @@ class RerankBody(_Body):
 class ScoreBody(_Body):
     """POST /score: two sides, each a text or a list, under one of four pairs of names."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"text_1": "a panda", "text_2": ["a bear", "a city"]}]}
-    )
     text_1: Any = None
     text_2: Any = None
     queries: Any = None
@@ -104,13 +87,6 @@ class ScoreBody(_Body):
     items: Any = None
     data_1: Any = None
     data_2: Any = None
-
-
-class Usage(BaseModel):
-    """Tokens of all pairs, special ones included."""
-
-    prompt_tokens: int
-    total_tokens: int
 
 
 class RerankedDocument(BaseModel):
@@ -156,12 +132,30 @@ class ScoreAnswer(BaseModel):
     usage: Usage
 
 
-def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    schema = kind.model_json_schema()
-    weights = schema.pop("$defs")["ViewWeights"]
-    schema["properties"]["weights"]["anyOf"][0] = weights  # no $ref dangles
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
+def _meta(num_tokens: int) -> dict[str, Any]:
+    """As Cohere's and SiliconFlow's clients read it."""
+    return {
+        "api_version": {"version": "2"},
+        "billed_units": {"search_units": 1},
+        "tokens": {"input_tokens": num_tokens, "output_tokens": 0},
+    }
+
+
+_RERANKED = {
+    "id": "rerank-5c1f",
+    "model": "bge-reranker-v2-m3",
+    "results": [{"index": 0, "relevance_score": 0.98, "document": {"text": "a bear"}}],
+    "usage": {"prompt_tokens": 18, "total_tokens": 18},
+    "meta": _meta(18),
+}
+_SCORED = {
+    "id": "score-5c1f",
+    "object": "list",
+    "created": 1795000000,
+    "model": "bge-reranker-v2-m3",
+    "data": [{"index": 0, "object": "score", "score": 0.98}],
+    "usage": {"prompt_tokens": 18, "total_tokens": 18},
+}
 
 
 @router.post("/v2/rerank", include_in_schema=False)
@@ -169,48 +163,69 @@ def _body_schema(kind: type[BaseModel]) -> dict[str, Any]:
 @router.post(
     "/rerank",
     summary="Order documents by relevance to a query; also /v1/rerank and /v2/rerank",
-    responses={200: {"model": RerankAnswer}, **OPENAI_ERROR_RESPONSES},
-    openapi_extra=_body_schema(RerankBody),
+    responses=schema.gives(RerankAnswer | list[tei.Rank], _RERANKED, "openai"),
+    openapi_extra=schema.takes(
+        RerankBody,
+        documents={"query": "what is a panda?", "documents": ["a bear", "a city"]},
+        as_tei={"query": "what is a panda?", "texts": ["a bear", "a city"]},
+    ),
 )
 async def post_rerank(request: Request) -> Response:
-    """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties."""
+    """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties. With
+    `texts` instead of `documents` it answers as text-embeddings-inference does."""
     service: Service = request.app.state.service
     settings = service.admit()
-    body = await read_request(request, RerankBody, settings.max_body_bytes)
+    value = await read_object(request, settings.max_body_bytes)
+    if value.get("texts") is not None:
+        if value.get("documents") is not None:
+            raise BadRequest("give documents or texts, not both", "documents")
+        speaks(request, "tei")
+        return await tei.rerank(request, service, settings, value)
+    body = check(value, RerankBody)
     documents = [_text(document) for document in body.documents]
     check_texts(documents, settings.max_inputs, "documents")
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
-        raise BadRequest("max_tokens_per_doc must be at least 1")
+        raise BadRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
     wanted = ScoreRequest(
         [(body.query, document) for document in documents],
         max_length=body.max_length(),
         max_document=body.max_tokens_per_doc,
+        truncation_side=body.truncation_side or "right",
         instruction=body.instruction or None,
         weights=body.view_weights(),
     )
     name, scored = await _score(service, request, body, wanted)
+    answer = {
+        "id": f"rerank-{uuid.uuid4().hex}",
+        "model": name,
+        "results": _results(body, documents, scored),
+        "usage": usage(scored.cost.num_tokens),
+        "meta": _meta(scored.cost.num_tokens),
+    }
+    content = await writing.write(answer)
+    return Response(content, 200, scored.cost.headers(), "application/json")
+
+
+def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dict[str, Any]]:
     results = []
     for index, value in scored.best(body.top_n, body.is_raw()):
         result: dict[str, Any] = {"index": index, "relevance_score": value}
         if body.return_documents is not False:
             result["document"] = {"text": documents[index]}
         results.append(result)
-    answer = {
-        "id": f"rerank-{uuid.uuid4().hex}",
-        "model": name,
-        "results": results,
-        "usage": _usage(scored),
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
-    }
-    return Response(vectors.dumps(answer), 200, scored.cost.headers(), "application/json")
+    return results
 
 
 @router.post("/v1/score", include_in_schema=False)
 @router.post(
     "/score",
     summary="Score pairs of texts; also /v1/score",
-    responses={200: {"model": ScoreAnswer}, **OPENAI_ERROR_RESPONSES},
-    openapi_extra=_body_schema(ScoreBody),
+    responses=schema.gives(ScoreAnswer, _SCORED, "openai"),
+    openapi_extra=schema.takes(
+        ScoreBody,
+        one_to_many={"text_1": "a panda", "text_2": ["a bear", "a city"]},
+        many_to_many={"queries": ["a panda", "Paris"], "documents": ["a bear", "a city"]},
+    ),
 )
 async def post_score(request: Request) -> Response:
     """One score a pair: by a reranker, or by an embedder's cosine or hybrid score."""
@@ -220,6 +235,7 @@ async def post_score(request: Request) -> Response:
     wanted = ScoreRequest(
         _pairs(body, settings.max_inputs),
         max_length=body.max_length(),
+        truncation_side=body.truncation_side or "right",
         instruction=body.instruction or None,
         weights=body.view_weights(),
         has_sides=body.queries is not None,
@@ -232,9 +248,10 @@ async def post_score(request: Request) -> Response:
         "created": int(time.time()),
         "model": name,
         "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
-        "usage": _usage(scored),
+        "usage": usage(scored.cost.num_tokens),
     }
-    return Response(vectors.dumps(answer), 200, scored.cost.headers(), "application/json")
+    content = await writing.write(answer)
+    return Response(content, 200, scored.cost.headers(), "application/json")
 
 
 async def _score(
@@ -244,10 +261,6 @@ async def _score(
     folder = await service.find_reranker(body.model)
     async with service.lease(request, folder, body.keep_alive) as serving:
         return body.model or folder.name, await score(service, serving, wanted)
-
-
-def _usage(scored: Scored) -> dict[str, int]:
-    return {"prompt_tokens": scored.cost.num_tokens, "total_tokens": scored.cost.num_tokens}
 
 
 def _pairs(body: ScoreBody, max_inputs: int) -> list[tuple[str, str]]:

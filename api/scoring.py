@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from api.errors import BadRequest
 from api.jobs import Cost, EmbedRequest, Work, check_embeds, run, tokenizer_of
 from api.service import Embedder, Reranker, Service, Serving, TokenIds
-from engine.tokens import PairLimits
+from engine.tokens import PairLimits, Side
 from engine.views import Weights, hybrid_score
 
 
@@ -33,6 +33,7 @@ class ScoreRequest:
     instruction: str | None = None
     weights: Weights | None = None
     has_sides: bool = True
+    truncation_side: Side = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ async def score(service: Service, serving: Serving, wanted: ScoreRequest) -> Sco
     if wanted.weights is not None:
         raise BadRequest(f"weights: model '{model.name}' is a reranker and has one score only")
     max_length = min(wanted.max_length or model.max_length, model.max_length)
-    limits = PairLimits(max_length, wanted.truncate, wanted.max_document)
+    limits = PairLimits(max_length, wanted.truncate, wanted.max_document, wanted.truncation_side)
 
     def tokenize(part: list[tuple[str, str]], first: int) -> Sequence[TokenIds]:
         return model.tokenize_pairs(part, limits, wanted.instruction, first)
@@ -90,10 +91,13 @@ async def _score_by_vectors(service: Service, serving: Serving, wanted: ScoreReq
         places.append({text: place for place, text in enumerate(texts)})
         is_document = side == 1
         asked = EmbedRequest(
-            texts, wanted.truncate, wanted.max_length, views, input_type=input_type,
-            instruction=None if is_document else wanted.instruction,
-        )  # fmt: skip
-        prompt = model.prompt(None, asked.input_type, asked.instruction)
+            texts,
+            wanted.truncate,
+            wanted.max_length,
+            views,
+            truncation_side=wanted.truncation_side,
+        )
+        prompt = model.prompt(None, input_type, None if is_document else wanted.instruction)
         limit = wanted.max_document if is_document else None
         sides.append((texts, tokenizer_of(model, asked, prompt, limit)))
     rows, cost = await run(service, serving, sides, views)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,16 +17,19 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 
-from api.catalog import Catalog
+from api.catalog import Catalog, Entry
 from api.errors import ApiError
 from api.leaving import cancelled_when_client_leaves
+from api.metrics import Metrics
 from api.residents import Resident, Residents
 from batcher.lane import Lane
 from engine.recipe import Recipe
 from engine.store import ModelFolder
+from engine.tokens import PairLimits, TextLimits, Token
 from settings import Settings
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class TokenIds(Protocol):
@@ -42,12 +47,17 @@ class Model(Protocol):
     max_length: int
     views: tuple[str, ...]
     is_reranker: bool
+    vocab_size: int
 
     def costs(self, sequences: Sequence[Any]) -> list[int]: ...
 
     def run(self, step: Sequence[Any]) -> Any: ...
 
     def describe(self) -> dict[str, str | int]: ...
+
+    def spell(self, text: str, add_special_tokens: bool, prompt: str) -> list[Token]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool, index: int) -> str: ...
 
 
 class Embedder(Model, Protocol):
@@ -60,11 +70,18 @@ class Embedder(Model, Protocol):
     def tokenize(
         self,
         texts: Sequence[str],
-        max_length: int,
-        truncate: bool,
-        first_index: int,
+        limits: TextLimits,
         prompt: str,
         views: tuple[str, ...],
+        first_index: int,
+    ) -> Sequence[TokenIds]: ...
+
+    def tokens_of(
+        self,
+        ids: Sequence[Sequence[int]],
+        limits: TextLimits,
+        views: tuple[str, ...],
+        first_index: int,
     ) -> Sequence[TokenIds]: ...
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]: ...
@@ -76,7 +93,7 @@ class Reranker(Model, Protocol):
     def tokenize_pairs(
         self,
         pairs: Sequence[tuple[str, str]],
-        limits: Any,
+        limits: PairLimits,
         instruction: str | None,
         first_index: int,
     ) -> Sequence[TokenIds]: ...
@@ -108,7 +125,10 @@ class Service:
         self.state = "starting"
         self.reason = "starting"
         self.tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._tokenizer_lock = threading.Lock()
         self.num_requests = 0  # being answered now
+        self.num_answered = 0
+        self.metrics = Metrics(self)
 
     def start(self, catalog: Catalog, residents: Residents, lane: Lane) -> None:
         """From here on requests are served."""
@@ -143,8 +163,14 @@ class Service:
             return self.catalog.default
         folder = self.catalog.find(asked)
         if folder is None:
-            raise ApiError(404, f"model '{asked}' not found")
+            message = f"model '{asked}' not found"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return folder
+
+    async def entry(self, asked: str | None) -> Entry:
+        """What is known of a model without loading it. Raises 404."""
+        assert self.catalog is not None
+        return await asyncio.to_thread(self.catalog.entry, self.find(asked))
 
     async def find_reranker(self, asked: str | None) -> ModelFolder:
         """The same for a request to rerank, whose default is a reranker where there is one."""
@@ -179,21 +205,34 @@ class Service:
         ):
             yield Serving(resident, self.lane, self.settings)
 
-    async def tokenize(
-        self, items: Sequence[T], tokenize: Callable[[list[T], int], Sequence[TokenIds]]
-    ) -> AsyncIterator[Sequence[TokenIds]]:
-        """`tokenize(part, index of its first)` on the tokenizer thread, part after small part, so
-        that a bulk job lets a query pass. Items are texts or pairs of texts."""
+    async def in_parts(
+        self, items: Sequence[T], work: Callable[[list[T], int], Sequence[R]]
+    ) -> AsyncIterator[Sequence[R]]:
+        """`work(part, index of its first)` on the tokenizer thread, part after small part, so
+        that a bulk job lets a query pass. Items are texts, pairs of texts, or lists of ids."""
+        if _is_little(items) and self._tokenizer_lock.acquire(blocking=False):
+            try:  # nobody is at it: a hop to the thread and back would cost more than the work
+                rows = work(list(items), 0)
+            finally:
+                self._tokenizer_lock.release()
+            yield rows
+            return
         for first, part in _parts(items):
-            yield await self.on_tokenizer_thread(lambda p=part, f=first: tokenize(p, f))  # type: ignore[misc]
+            yield await self.on_tokenizer_thread(functools.partial(work, part, first))
 
     async def on_tokenizer_thread(self, work: Callable[[], T]) -> T:
-        """Tokenizers belong to one thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.tokenizer_thread, work)
+        """Tokenizers serve one caller at a time."""
+
+        def locked() -> T:
+            with self._tokenizer_lock:
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self.tokenizer_thread, locked)
 
 
+_INLINE_CHARS = 1_000  # some 0.3 ms
 _PART_ITEMS = 64
-_PART_CHARS = 64_000  # about 20 ms of one core
+_PART_CHARS = 64_000  # about 20 ms of one core; as many ids take less
 
 
 def _parts(items: Sequence[T]) -> list[tuple[int, list[T]]]:
@@ -201,10 +240,20 @@ def _parts(items: Sequence[T]) -> list[tuple[int, list[T]]]:
     parts: list[tuple[int, list[T]]] = []
     num_chars = 0
     for index, item in enumerate(items):
-        length = len(item) if isinstance(item, str) else sum(map(len, item))  # type: ignore[call-overload]
+        length = _length(item)
         if not parts or len(parts[-1][1]) == _PART_ITEMS or num_chars + length > _PART_CHARS:
             parts.append((index, []))
             num_chars = 0
         parts[-1][1].append(item)
         num_chars += length
     return parts
+
+
+def _is_little(items: Sequence[Any]) -> bool:
+    return len(items) <= _PART_ITEMS and sum(map(_length, items)) <= _INLINE_CHARS
+
+
+def _length(item: Any) -> int:
+    """Characters of a text or of a pair's two, ids of a list of them."""
+    is_pair = not isinstance(item, str) and len(item) > 0 and isinstance(item[0], str)
+    return sum(map(len, item)) if is_pair else len(item)

@@ -1,17 +1,14 @@
-"""Vectors on their way out: cut, normalised, and written as JSON numbers or base64.
+"""Vectors on their way out: cut, normalised, and made ready to be written, as numbers or base64.
 
 Works on whole numpy arrays; no Python float is ever made of a vector's value.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from engine.views import Sparse
@@ -47,13 +44,3 @@ def to_weights(
     for text, weight in zip(texts, sparse.weights, strict=True):
         weights[text] = max(weight, weights.get(text, weight))
     return weights
-
-
-def dumps(answer: dict[str, Any]) -> bytes:
-    """JSON in which float32 values carry their shortest round-trip digits."""
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-async def dumps_large(answer: dict[str, Any], is_large: bool) -> bytes:
-    """The same on a thread, while the event loop answers others."""
-    return await asyncio.to_thread(dumps, answer) if is_large else dumps(answer)

@@ -5,7 +5,8 @@ its policy is tested by tables. Each sequence carries a finish tag: `start + cos
 the virtual time at which its job came, or its predecessor's finish. The smallest finish goes first
 and virtual time follows it (self-clocked fair queueing, Golestani 1994): a short job that comes
 now goes before the rest of a long one, and the long one's next tag stays put while virtual time
-moves towards it, so nobody starves.
+moves towards it, so nobody starves. Jobs of few tokens can also be taken whole, ahead of the
+others: the lane does so in the middle of a long step, and bounds how often.
 Invariant: every sequence that is added is either taken exactly once or withdrawn.
 """
 
@@ -33,7 +34,16 @@ class Claim:
     finish: int = 0  # tag of the next sequence
     num_taken: int = 0
     num_waiting_tokens: int = 0
-    withdrawn: bool = False
+    withdrawn: bool = False  # or taken to its end: nothing of it waits
+
+    def release(self) -> None:
+        """Its place in a heap must not keep its texts."""
+        self.withdrawn = True
+        self.num_waiting_tokens = 0
+        self.owner, self.costs, self.alone = None, (), ()
+
+
+_Place = tuple[int, int, Claim]  # tag, order of coming
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +58,16 @@ class Step:
 class Plan:
     """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
 
+    Jobs of at most `max_urgent_tokens` may be taken by `take_urgent`.
     Cost per step: O(sequences of the step x log waiting jobs).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_urgent_tokens: int = 0) -> None:
+        self.max_urgent_tokens = max_urgent_tokens
         self.num_waiting_jobs = 0
         self.num_waiting_tokens = 0
-        self._heaps: dict[Hashable, list[tuple[int, int, Claim]]] = {}
+        self._heaps: dict[Hashable, list[_Place]] = {}
+        self._urgent: list[_Place] = []  # claims that wait in their group's heap too
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
 
@@ -77,8 +90,11 @@ class Plan:
         claim = Claim(owner, group, costs, alone, finish=self._virtual_time + costs[0])
         claim.num_waiting_tokens = sum(costs)
         self._num_added += 1
-        heap = self._heaps.setdefault(group, [])
-        heapq.heappush(heap, (claim.finish, self._num_added, claim))
+        place = (claim.finish, self._num_added, claim)
+        heapq.heappush(self._heaps.setdefault(group, []), place)
+        if sum(alone) <= self.max_urgent_tokens:
+            _drop_withdrawn(self._urgent)
+            heapq.heappush(self._urgent, place)
         self.num_waiting_jobs += 1
         self.num_waiting_tokens += claim.num_waiting_tokens
         return claim
@@ -87,15 +103,9 @@ class Plan:
         """Take back what of a job has not been taken yet. Twice, or too late, is harmless."""
         if claim.withdrawn or not claim.num_waiting_tokens:
             return
-        claim.withdrawn = True
         self.num_waiting_jobs -= 1
         self.num_waiting_tokens -= claim.num_waiting_tokens
-        claim.num_waiting_tokens = 0
-        claim.owner, claim.costs, claim.alone = (
-            None,
-            (),
-            (),
-        )  # its place in the heap must not keep its texts
+        claim.release()
 
     def owners(self) -> list[Any]:
         """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""
@@ -137,20 +147,44 @@ class Plan:
             self._advance(heap, claim, cost)
         return Step(group, members, num_tokens)
 
-    def _next_heap(self) -> list[tuple[int, int, Claim]] | None:
+    @property
+    def has_urgent(self) -> bool:
+        """Whether `take_urgent` may give something. Cheap, and needs no lock."""
+        return bool(self._urgent)
+
+    def take_urgent(self) -> Step | None:
+        """Whole jobs of few tokens, by their tags, whatever else waits: of one group, together at
+        most `max_urgent_tokens`. None when there is none."""
+        members: list[tuple[Any, int]] = []
+        group: Hashable = None
+        num_tokens = 0
+        while self._urgent:
+            claim = self._urgent[0][2]
+            if not claim.withdrawn and not claim.num_taken:
+                cost = sum(claim.alone)
+                if members and (claim.group != group or num_tokens + cost > self.max_urgent_tokens):
+                    break
+                group = claim.group
+                members += [(claim.owner, index) for index in range(len(claim.costs))]
+                num_tokens += cost
+                self._virtual_time = max(self._virtual_time, claim.finish)
+                self.withdraw(claim)
+            heapq.heappop(self._urgent)
+        return Step(group, members, num_tokens) if members else None
+
+    def _next_heap(self) -> list[_Place] | None:
         """The group whose head has the smallest tag; groups with nothing waiting are forgotten."""
-        best: list[tuple[int, int, Claim]] | None = None
+        best: list[_Place] | None = None
         for group in list(self._heaps):
             heap = self._heaps[group]
-            while heap and heap[0][2].withdrawn:
-                heapq.heappop(heap)
+            _drop_withdrawn(heap)
             if not heap:
                 del self._heaps[group]
             elif best is None or heap[0][:2] < best[0][:2]:
                 best = heap
         return best
 
-    def _advance(self, heap: list[tuple[int, int, Claim]], claim: Claim, cost: int) -> None:
+    def _advance(self, heap: list[_Place], claim: Claim, cost: int) -> None:
         """Count the head as taken and re-tag its job by the next sequence. A beginning that was
         computed once more is charged to the job that needed it."""
         own = claim.costs[claim.num_taken]
@@ -162,6 +196,12 @@ class Plan:
         if claim.num_taken == len(claim.costs):
             heapq.heappop(heap)
             self.num_waiting_jobs -= 1
+            claim.release()
             return
         claim.finish += claim.costs[claim.num_taken]
         heapq.heapreplace(heap, (claim.finish, heap[0][1], claim))
+
+
+def _drop_withdrawn(heap: list[_Place]) -> None:
+    while heap and heap[0][2].withdrawn:
+        heapq.heappop(heap)

@@ -27,6 +27,7 @@ from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
 from engine.loading import LoadOptions, load_embedder
+from engine.tokens import TextLimits
 
 _MODELS = Path("bench/models")
 _OURS = os.environ.get("GOMP_SPINCOUNT", "")  # absent in the passive worker
@@ -43,7 +44,7 @@ def work(model_name: str) -> None:
     device = Device("cpu", "cpu", "float32", "packed")
     model = load_embedder(model_name, build(model_name, _MODELS), device, LoadOptions())
     texts = measure.lognormal_texts(60)
-    num_tokens = sum(len(t.ids) for t in model.tokenize(texts, model.max_length, True, 0))
+    num_tokens = sum(len(t.ids) for t in model.tokenize(texts, TextLimits(model.max_length)))
     embed_all(model, texts, 1024)
     print("ready", flush=True)
     for _ in sys.stdin:

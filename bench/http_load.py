@@ -31,6 +31,7 @@ from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
 from engine.loading import LoadOptions, load_embedder
+from engine.tokens import TextLimits
 
 MODELS = Path("bench/models")
 
@@ -96,7 +97,7 @@ def run(model_name: str, num_clients: int, num_texts: int, num_rounds: int) -> d
         model_name, folder, Device("cpu", "cpu", "float32", "packed"), LoadOptions()
     )
     texts = measure.lognormal_texts(num_texts)
-    num_tokens = sum(len(t.ids) for t in ours.tokenize(texts, ours.max_length, True, 0))
+    num_tokens = sum(len(t.ids) for t in ours.tokenize(texts, TextLimits(ours.max_length)))
     with server(model_name) as url:
         taken = measure.rounds(
             {

@@ -33,12 +33,13 @@ from engine.cpus import count_cpus
 from engine.devices import Device
 from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
+from engine.tokens import TextLimits
 from engine.views import dense_rows
 
 
 def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> NDArray[np.float32]:
     """What a server's process does for one request of these texts, less HTTP and threads."""
-    tokens = model.tokenize(texts, model.max_length, True, 0)
+    tokens = model.tokenize(texts, TextLimits(model.max_length))
     plan = Plan()
     plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows = np.empty((len(texts), model.dim), dtype=np.float32)
@@ -85,7 +86,7 @@ def run(model_name: str, num_texts: int, num_rounds: int, max_step_tokens: int) 
     ours = load_embedder(model_name, folder, device, LoadOptions())
     oracle = SentenceTransformer(str(folder), device="cpu")
     texts = measure.lognormal_texts(num_texts)
-    lengths = [len(t.ids) for t in ours.tokenize(texts, ours.max_length, True, 0)]
+    lengths = [len(t.ids) for t in ours.tokenize(texts, TextLimits(ours.max_length))]
     num_tokens = sum(lengths)
     shapes = linear_shapes(oracle)
     taken = measure.rounds(

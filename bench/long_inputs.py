@@ -26,6 +26,7 @@ from bench.random_models import SHAPES, build
 from engine.cpus import count_cpus
 from engine.devices import CPU
 from engine.loading import LoadOptions, load_embedder
+from engine.tokens import TextLimits
 
 
 def one(model_name: str, length: int) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def one(model_name: str, length: int) -> dict[str, Any]:
     torch.set_num_threads(count_cpus())
     model = load_embedder(model_name, build(model_name, Path("bench/models")), CPU, LoadOptions())
     text = measure.words(random.Random(0), length)
-    tokens = model.tokenize([text], length, True)
-    model.run(model.tokenize(["w1 w2 w3"], length, True))
+    tokens = model.tokenize([text], TextLimits(length))
+    model.run(model.tokenize(["w1 w2 w3"], TextLimits(length)))
     before = _peak_bytes()
     start = time.perf_counter()
     model.run(tokens)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from api import vectors
+from api import vectors, writing
 from batcher.plan import Plan
 from bench import measure
 from bench.random_models import build
@@ -23,6 +23,7 @@ from engine.cpus import count_cpus
 from engine.devices import CPU
 from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
+from engine.tokens import TextLimits
 from engine.views import Views, dense_rows
 
 _ALL = ("dense", "sparse", "colbert")
@@ -31,7 +32,7 @@ _ALL = ("dense", "sparse", "colbert")
 def embed_all(
     model: EmbeddingModel, texts: list[str], views: tuple[str, ...], budget: int
 ) -> list[Views]:
-    tokens = model.tokenize(texts, model.max_length, True, views=views)
+    tokens = model.tokenize(texts, TextLimits(model.max_length), views=views)
     plan = Plan()
     plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows: list[Views | None] = [None] * len(texts)
@@ -48,7 +49,7 @@ def answer(rows: list[Views]) -> bytes:
     if rows[0].sparse is not None:
         body["sparse"] = [vectors.to_weights(row.sparse) for row in rows if row.sparse]
         body["colbert"] = [row.colbert for row in rows]
-    return vectors.dumps(body)
+    return writing.dumps(body)
 
 
 def run(model_name: str, num_texts: int, num_rounds: int, budget: int) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def run(model_name: str, num_texts: int, num_rounds: int, budget: int) -> dict[s
         },
         "model": model_name,
         "texts": num_texts,
-        "tokens": sum(len(t.ids) for t in model.tokenize(texts, model.max_length, True)),
+        "tokens": sum(len(t.ids) for t in model.tokenize(texts, TextLimits(model.max_length))),
         "max_step_tokens": budget,
         "rounds": num_rounds,
     }

@@ -17,5 +17,24 @@ class TextTooLong(Exception):
         self.index, self.num_tokens, self.max_tokens = index, num_tokens, max_tokens
 
 
+class NoTokens(Exception):
+    """An input of no token at all, which nothing can be computed of."""
+
+    def __init__(self, index: int, why: str = "") -> None:
+        super().__init__(f"input {index} has no tokens{why and ' '}{why}")
+        self.index = index
+
+
+class BadTokenIds(Exception):
+    """A client's own token id that the model has no embedding for."""
+
+    def __init__(self, index: int, token_id: int, vocab_size: int) -> None:
+        super().__init__(
+            f"input {index} has the token id {token_id}, which is not in the model's vocabulary of "
+            f"{vocab_size} (0 to {vocab_size - 1})"
+        )
+        self.index, self.token_id, self.vocab_size = index, token_id, vocab_size
+
+
 class BadPrompt(Exception):
     """A request names a prompt or an input type that the model does not have."""

@@ -17,10 +17,11 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from engine import attention, heads, linear, selfcheck
+from engine.backbone import Backbone
 from engine.devices import Device
 from engine.errors import ModelError
 from engine.forward import padded_hidden
-from engine.model import Backbone, EmbeddingModel, RerankingModel
+from engine.model import EmbeddingModel, RerankingModel
 from engine.pairs import CrossPairs, Qwen3Pairs
 from engine.recipe import Overrides, Recipe, read_recipe
 from engine.tokenizing import Tokenizer
@@ -56,6 +57,7 @@ def load_model(
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # an odd file
         raise ModelError(f"{folder}: {type(error).__name__}: {error}") from error
+    model.add_pauses()
     _log_decisions(model)
     return model
 
@@ -100,12 +102,13 @@ def _load_reranker(
     if recipe.kind == "causal reranker":
         model = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
         head = heads.yes_no(recipe, model, recipe.yes_no or _yes_no(recipe, tokenizer))
-        return RerankingModel(name, recipe, _make_fast(model, recipe, device, options), pairs, head)
+        backbone = _make_fast(model, recipe, device, options)
+        return RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
     whole = _load_weights(AutoModelForSequenceClassification, recipe.folder, dtype)
     whole = whole.to(device.name)
     head = heads.classifier(whole)
     backbone = _make_fast(whole.base_model, recipe, device, options)
-    return RerankingModel(name, recipe, backbone, pairs, head)
+    return RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
 
 
 def bytes_per_value(device: Device, options: LoadOptions) -> int:

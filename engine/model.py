@@ -1,69 +1,71 @@
 """A loaded model: texts or pairs to tokens, and a step of tokens to vectors or scores.
 
-Two threads call it: the tokenizer thread `tokenize`, the lane's thread `run`; they share nothing
-that changes. Must not know jobs, HTTP or files.
+Two threads call it: the lane's thread `run`, the tokenizer thread all that reads or makes token
+ids; they share nothing that changes. Must not know jobs, HTTP or files.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.forward import Hidden, packed_hidden, padded_hidden
+from engine.backbone import Backbone
+from engine.forward import Hidden
 from engine.heads import M3Heads, ScoreHead
 from engine.pairs import CrossPairs, Qwen3Pairs
 from engine.pooling import pool
 from engine.recipe import Recipe
+from engine.token_ids import check_ids, cut_ids
 from engine.tokenizing import Tokenizer
-from engine.tokens import PairLimits, Tokens
+from engine.tokens import PairLimits, TextLimits, Token, Tokens
 from engine.views import Views, lexical_weights
+from engine.yielding import add_pauses
 
-# Fewer leading tokens than this in common with the sequence before are not worth a segment.
-_MIN_SHARED = 8
+log = logging.getLogger("embedding.engine")
 
 
-@dataclass(frozen=True, slots=True)
-class Backbone:
-    """transformers' model without a head, and how a step runs through it."""
+class _Loaded:
+    """What both kinds are: a backbone, and a tokenizer with its text, ids and places."""
 
-    model: Any
-    layout: Literal["packed", "padded"]
-    linear: Literal["packed", "plain"]
-    shares_prefixes: bool
+    def __init__(self, name: str, recipe: Recipe, backbone: Backbone, tokenizer: Tokenizer) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.max_length = recipe.max_length
+        self.layout, self.linear = backbone.layout, backbone.linear
+        self.vocab_size = backbone.vocab_size
+        self._backbone = backbone
+        self._tokenizer = tokenizer
 
-    def hidden(self, step: Sequence[Tokens]) -> tuple[Hidden, list[int]]:
-        """States of the step's sequences in the order that is returned with them."""
-        order = sorted(range(len(step)), key=lambda i: len(step[i].ids))
-        sequences = [step[i] for i in order]
-        if self.layout == "padded":
-            return padded_hidden(self.model, sequences), order
-        return packed_hidden(self.model, sequences, share_prefixes=self.shares_prefixes), order
+    def spell(self, text: str, add_special_tokens: bool = True, prompt: str = "") -> list[Token]:
+        """Every token of prompt and text, with its characters; the caller bounds the text."""
+        return self._tokenizer.spell(prompt + text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, index: int = 0) -> str:
+        """The text of token ids. Raises BadTokenIds, which names `index` as the input's."""
+        check_ids(ids, self.vocab_size, index)
+        return self._tokenizer.decode(ids, skip_special_tokens)
 
     def costs(self, sequences: Sequence[Tokens]) -> list[int]:
-        """Tokens that each will compute, given that a job's sequences run in order."""
-        costs = [len(tokens.ids) for tokens in sequences]
-        if self.shares_prefixes:
-            for i in range(1, len(sequences)):
-                shared = _num_common(sequences[i - 1].ids, sequences[i].ids)
-                costs[i] -= shared if shared >= _MIN_SHARED else 0
-        return [max(1, cost) for cost in costs]
+        return self._backbone.costs(sequences)
 
-    def describe(self) -> dict[str, str | int]:
-        return {
-            "device": str(self.model.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "layout": self.layout,
-            "linear": self.linear,
-        }
+    def add_pauses(self) -> None:
+        """Let the lane's thread interrupt a forward between two layers."""
+        if not add_pauses(self._backbone.model):
+            log.warning("model %s: its layers are not known, a long step never pauses", self.name)
+
+    def modules(self) -> Iterator[Any]:
+        """The backbone's modules, as they are after loading."""
+        return iter(self._backbone.model.modules())
 
 
-class EmbeddingModel:
+class EmbeddingModel(_Loaded):
     """`dim` is the vectors' width, `max_length` the longest input in tokens (special ones too)."""
 
     is_reranker = False
@@ -77,13 +79,9 @@ class EmbeddingModel:
         modules: torch.nn.Sequential,
         heads: M3Heads,
     ) -> None:
-        self.name = name
-        self.recipe = recipe
-        self.dim, self.max_length = recipe.dim, recipe.max_length
+        super().__init__(name, recipe, backbone, tokenizer)
+        self.dim = recipe.dim
         self.views: tuple[str, ...] = recipe.views
-        self.layout, self.linear = backbone.layout, backbone.linear
-        self._backbone = backbone
-        self._tokenizer = tokenizer
         self._modules = modules
         self._heads = heads
         self._special = np.array(sorted(tokenizer.special_ids()), dtype=np.int64)
@@ -97,27 +95,49 @@ class EmbeddingModel:
     def tokenize(
         self,
         texts: Sequence[str],
-        max_length: int,
-        truncate: bool,
-        first_index: int = 0,
+        limits: TextLimits,
         prompt: str = "",
         views: tuple[str, ...] = ("dense",),
+        first_index: int = 0,
     ) -> list[Tokens]:
-        """Token ids of each text behind the prompt. Raises TextTooLong unless `truncate`."""
+        """Token ids of each text behind the prompt.
+
+        Raises TextTooLong unless `limits.truncate`, NoTokens where no special token is added.
+        """
         num_prompt = 0
         if prompt:
             texts = [prompt + text for text in texts]
-            num_prompt = 0 if self.recipe.include_prompt else self._num_prompt(prompt)
-        encoded = self._tokenizer.encode(texts, max_length, truncate, first_index)
-        return [Tokens(ids, num_prompt=num_prompt, views=views) for ids in encoded]
+            num_prompt = 0 if self.recipe.include_prompt else self._num_prompt(prompt, limits)
+        result = []
+        for encoded in self._tokenizer.encode(texts, limits, first_index):
+            has_lost_prompt = limits.side == "left" and encoded.is_cut
+            skipped = 0 if has_lost_prompt else num_prompt
+            result.append(Tokens(encoded.ids, num_prompt=skipped, views=views))
+        return result
 
-    def _num_prompt(self, prompt: str) -> int:
+    def tokens_of(
+        self,
+        ids: Sequence[Sequence[int]],
+        limits: TextLimits,
+        views: tuple[str, ...] = ("dense",),
+        first_index: int = 0,
+    ) -> list[Tokens]:
+        """A client's own token ids as they are, nothing added.
+
+        Raises BadTokenIds, NoTokens, and TextTooLong unless `limits.truncate`.
+        """
+        result = []
+        for index, each in enumerate(ids, first_index):
+            check_ids(each, self.vocab_size, index)
+            result.append(Tokens(cut_ids(each, limits, index), views=views))
+        return result
+
+    def _num_prompt(self, prompt: str, limits: TextLimits) -> int:
         """Tokens that pooling skips: special ones before the prompt, and its own."""
-        (ids,) = self._tokenizer.encode([prompt], self.max_length, True)
-        return len(ids) - (ids[-1] in self._tokenizer.special_ids())
-
-    def costs(self, sequences: Sequence[Tokens]) -> list[int]:
-        return self._backbone.costs(sequences)
+        if not limits.add_special_tokens:
+            return len(self._tokenizer.content(prompt, self.max_length, True).ids)
+        (encoded,) = self._tokenizer.encode([prompt], TextLimits(self.max_length))
+        return len(encoded.ids) - (encoded.ids[-1] in self._tokenizer.special_ids())
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         return self._tokenizer.token_texts(token_ids)
@@ -134,7 +154,7 @@ class EmbeddingModel:
             ids = [np.asarray(step[order[row]].ids) for row in asked]
             wanted = [step[order[row]].views for row in asked]
             for row, more in zip(asked, self._token_views(hidden, asked, ids, wanted), strict=True):
-                rows[row] = Views(rows[row].dense, more.sparse, more.colbert)
+                rows[row] = replace(more, dense=rows[row].dense)
         result: list[Views] = [rows[0]] * len(step)
         for row, i in enumerate(order):
             result[i] = rows[row]
@@ -147,7 +167,7 @@ class EmbeddingModel:
         ids: list[NDArray[np.int64]],
         wanted: list[tuple[str, ...]],
     ) -> Iterator[Views]:
-        """Sparse and ColBERT views of the rows `asked`, from the states of their tokens."""
+        """Sparse, ColBERT and tokens views of the rows `asked`, from the states of their tokens."""
         ends = hidden.lengths.cumsum(0)
         starts = (ends - hidden.lengths).tolist()
         lengths = hidden.lengths.tolist()
@@ -161,17 +181,15 @@ class EmbeddingModel:
         for token_ids, views in zip(ids, wanted, strict=True):
             rows = slice(first, first + len(token_ids))
             first += len(token_ids)
-            sparse = colbert = None
+            sparse = colbert = tokens = None
             if weights is not None and "sparse" in views:
                 is_text = ~np.isin(token_ids, self._special)
                 sparse = lexical_weights(token_ids[is_text], weights[rows][is_text])
             if vectors is not None and "colbert" in views:
                 colbert = vectors[rows][1:].copy()  # all but CLS; the step's array goes
-            yield Views(np.empty(0, np.float32), sparse, colbert)
-
-    def modules(self) -> Iterator[Any]:
-        """The backbone's modules, as they are after loading."""
-        return iter(self._backbone.model.modules())
+            if "tokens" in views:
+                tokens = states[rows].cpu().numpy().copy()
+            yield Views(np.empty(0, np.float32), sparse, colbert, tokens)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         return iter(self._backbone.model.named_parameters())
@@ -189,7 +207,7 @@ class EmbeddingModel:
         }
 
 
-class RerankingModel:
+class RerankingModel(_Loaded):
     """A cross-encoder or a causal reranker: (query, document) pairs to raw scores."""
 
     is_reranker = True
@@ -201,14 +219,11 @@ class RerankingModel:
         name: str,
         recipe: Recipe,
         backbone: Backbone,
+        tokenizer: Tokenizer,
         pairs: CrossPairs | Qwen3Pairs,
         head: ScoreHead,
     ) -> None:
-        self.name = name
-        self.recipe = recipe
-        self.max_length = recipe.max_length
-        self.layout, self.linear = backbone.layout, backbone.linear
-        self._backbone = backbone
+        super().__init__(name, recipe, backbone, tokenizer)
         self._pairs = pairs
         self._head = head
 
@@ -222,9 +237,6 @@ class RerankingModel:
         """Raises TextTooLong unless `limits.truncate`; BadPrompt where none is taken."""
         return self._pairs.encode(pairs, limits, instruction, first_index)
 
-    def costs(self, sequences: Sequence[Tokens]) -> list[int]:
-        return self._backbone.costs(sequences)
-
     @torch.inference_mode()
     def run(self, step: Sequence[Tokens]) -> NDArray[np.float32]:
         """Raw scores `[n]`: a sigmoid turns them into relevance from 0 to 1."""
@@ -233,9 +245,6 @@ class RerankingModel:
         scores[order] = self._head(hidden).float().cpu().numpy()
         return scores
 
-    def modules(self) -> Iterator[Any]:
-        return iter(self._backbone.model.modules())
-
     def describe(self) -> dict[str, str | int]:
         return {
             "model": self.name,
@@ -243,15 +252,3 @@ class RerankingModel:
             **self._backbone.describe(),
             "max_length": self.max_length,
         }
-
-
-def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common beginning, by bisection over slices, which compare in C."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -1,6 +1,7 @@
 """A query and a document as one sequence, the way each kind of reranker was trained to see them.
 
-The document is cut where the pair is too long, the query stays whole if it can. Runs on the
+The document is cut, at the end that the limits name, where the pair is too long; the query stays
+whole if it can. Runs on the
 tokenizer thread. Must not know tensors, batching or HTTP.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from engine.errors import BadPrompt, TextTooLong
 from engine.tokenizing import Tokenizer
-from engine.tokens import PairLimits, Tokens
+from engine.tokens import PairLimits, Side, Tokens
 
 # A query that alone fills the model leaves this share to its document (FlagEmbedding's rule).
 _DOCUMENT_SHARE = 0.25
@@ -49,7 +50,8 @@ class CrossPairs:
             raise BadPrompt("this reranker takes no instruction")
         room, truncate = self._room(limits), limits.truncate
         num_wanted = min(room, limits.max_document or room)
-        documents = self._tokenizer.contents([d for _, d in pairs], num_wanted, truncate)
+        texts = [text for _, text in pairs]
+        documents = self._tokenizer.contents(texts, num_wanted, truncate, limits.side)
         queries = {query: self._query(query, room, truncate) for query, _ in pairs}
         result = []
         for i, (pair, document) in enumerate(zip(pairs, documents, strict=True)):
@@ -72,13 +74,13 @@ class CrossPairs:
     ) -> Tokens:
         room = self._room(limits)
         if limits.max_document is not None:
-            document.truncate(limits.max_document)
+            document.truncate(limits.max_document, direction=limits.side)
         num_tokens = len(query.ids) + len(document.ids)
         if num_tokens > room:
             if not limits.truncate:
                 num_tokens += self._num_special
                 raise TextTooLong(index, num_tokens, limits.max_length, is_exact)
-            document.truncate(max(0, room - len(query.ids)))
+            document.truncate(max(0, room - len(query.ids)), direction=limits.side)
         joined = self._tokenizer.backend.post_process(query, document, add_special_tokens=True)
         type_ids = list(joined.type_ids)
         return Tokens(list(joined.ids), type_ids if any(type_ids) else None)
@@ -109,18 +111,34 @@ class Qwen3Pairs:
         middles = self._tokenizer.contents(texts, limits.max_length, limits.truncate)
         result = []
         for i, (middle, head, (query, text)) in enumerate(zip(middles, heads, pairs, strict=True)):
-            ids: list[int] = middle.ids
+            num_kept = len(middle.ids)
             if limits.max_document is not None:
-                ids = ids[: len(self._ids(f"{head}<Document>:")) + limits.max_document]
+                num_kept = min(num_kept, self._num_before(head) + limits.max_document)
             prefix = [] if _has_own_prefix(query) else self._prefix
             suffix = [] if _has_own_suffix(text) else self._suffix
-            num_tokens = len(prefix) + len(ids) + len(suffix)
+            num_tokens = len(prefix) + num_kept + len(suffix)
             if num_tokens > limits.max_length and not limits.truncate:
                 is_exact = self._tokenizer.counts_whole(texts[i], limits.max_length)
                 raise TextTooLong(first_index + i, num_tokens, limits.max_length, is_exact)
             room = max(0, limits.max_length - len(prefix) - len(suffix))
-            result.append(Tokens([*prefix, *ids[:room], *suffix][-limits.max_length :]))
+            ids = self._cut(middle.ids, head, texts[i], min(num_kept, room), limits.side)
+            result.append(Tokens([*prefix, *ids, *suffix][-limits.max_length :]))
         return result
+
+    def _cut(self, ids: list[int], head: str, text: str, num_kept: int, side: Side) -> list[int]:
+        """What comes before the document stays, and that end of the document that `side` leaves."""
+        if side == "right" or len(ids) <= num_kept:
+            return ids[:num_kept]
+        num_tail = num_kept - self._num_before(head)
+        if num_tail <= 0:
+            return ids[:num_kept]
+        document = text.removeprefix(f"{head}<Document>:")
+        tail: list[int] = self._tokenizer.content(document, num_tail, True, "left").ids[-num_tail:]
+        return [*ids[: num_kept - num_tail], *tail]
+
+    def _num_before(self, head: str) -> int:
+        """Tokens before the document's own."""
+        return len(self._ids(f"{head}<Document>:"))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.backend.encode(text, add_special_tokens=False).ids

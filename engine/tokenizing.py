@@ -1,13 +1,14 @@
 """Texts to token ids, exactly as the model was trained: its own fast tokenizer.
 
 Truncation and padding stored inside tokenizer.json are switched off (some published files pad every
-text to 128); truncation here keeps the head and the special tokens. One thread owns a Tokenizer:
-it is not safe for two. Must not know tensors, batching or HTTP.
+text to 128); truncation here keeps one end of the text and the special tokens. One thread owns a
+Tokenizer: it is not safe for two. Must not know tensors, batching or HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,26 @@ import tokenizers
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from engine.errors import ModelError, TextTooLong
+from engine.errors import ModelError, NoTokens, TextTooLong
 from engine.sentence_files import read_object
+from engine.tokens import Side, TextLimits, Token
 
-# A text longer than this many characters a token is tokenized in a growing head first: 30 MB of
-# text cut to 512 tokens then costs what 512 tokens cost.
-_HEAD_CHARS_PER_TOKEN = 16
+# A text longer than this many characters a token is tokenized from one end (its head, or its tail
+# where the left is cut off) that grows: 30 MB cut to 512 tokens then cost what 512 tokens cost.
+_END_CHARS_PER_TOKEN = 16
 _MAX_COUNTED_CHARS = 200_000  # a refused text's exact length is told up to here: some 50 ms
-_MAX_HEAD_CHARS = 1_000_000  # no head grows further: the one tokenizer thread is everybody's
-_HEAD_MARGIN_TOKENS = 64  # the last words of a cut head may split otherwise; never use them
+_MAX_END_CHARS = 1_000_000  # no end grows further: the one tokenizer thread is everybody's
+_MARGIN_TOKENS = 64  # the words next to the cut may split otherwise; never use them
 
 _SPECIAL_NAMES = ("cls_token", "eos_token", "pad_token", "unk_token", "bos_token", "sep_token")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`is_cut`: the text has more tokens than these."""
+
+    ids: list[int]
+    is_cut: bool = False
 
 
 class Tokenizer:
@@ -72,76 +82,115 @@ class Tokenizer:
         return [decode([token_id], skip_special_tokens=False) for token_id in token_ids]
 
     def encode(
-        self, texts: Sequence[str], max_length: int, truncate: bool, first_index: int = 0
-    ) -> list[list[int]]:
-        """Ids with special tokens, never none.
+        self, texts: Sequence[str], limits: TextLimits, first_index: int = 0
+    ) -> list[Encoded]:
+        """Never without ids. `first_index` is added to a text's index in errors.
 
-        Raises TextTooLong (with `first_index` added to the text's index) unless `truncate`.
+        Raises TextTooLong unless `limits.truncate`, NoTokens where no special token is added.
         """
-        heads = [_head(text, max_length, truncate) for text in texts]
-        encodings = self.backend.encode_batch_fast(heads, add_special_tokens=True)
+        max_length, side = limits.max_length, limits.side
+        ends = [_end(text, max_length, limits.truncate, side) for text in texts]
+        special = limits.add_special_tokens
+        encodings = self.backend.encode_batch_fast(ends, add_special_tokens=special)
         result = []
-        for i, (text, head, encoding) in enumerate(zip(texts, heads, encodings, strict=True)):
-            ids: list[int] = self._ended(encoding.ids)
-            if len(ids) > max_length or len(head) < len(text):
-                ids = self._encode_long(text, len(head), max_length, truncate, first_index + i)
-            result.append(ids or [self._when_empty])
+        for i, (text, end, encoding) in enumerate(zip(texts, ends, encodings, strict=True)):
+            encoded = Encoded(self._ended(encoding.ids) if special else encoding.ids)
+            if len(encoded.ids) > max_length or len(end) < len(text):
+                encoded = self._encode_long(text, len(end), limits, first_index + i)
+            if not encoded.ids and not special:
+                raise NoTokens(first_index + i, "without special tokens")
+            result.append(encoded if encoded.ids else Encoded([self._when_empty], encoded.is_cut))
         return result
 
-    def content(self, text: str, num_wanted: int, truncate: bool) -> Any:
-        """The encoding without special tokens: of the whole text, or of at least `num_wanted`
-        tokens of its head when `truncate`."""
-        return self._content(text, len(_head(text, num_wanted, truncate)), num_wanted, truncate)[0]
+    def spell(self, text: str, add_special_tokens: bool = True) -> list[Token]:
+        """The ids of `encode` without limits, each with its place. The text is not bounded here."""
+        encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        rows = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        tokens = [
+            self._special(token_id) if is_added else Token(token_id, text[a:b], False, a, b)
+            for token_id, (a, b), is_added in rows
+        ]
+        if not add_special_tokens:
+            return tokens
+        if self._end_id is not None:
+            kept = self._num_before_end([token.id for token in tokens])
+            tokens = [*tokens[:kept], self._special(self._end_id)]
+        return tokens or [self._special(self._when_empty)]
 
-    def contents(self, texts: Sequence[str], num_wanted: int, truncate: bool) -> list[Any]:
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids that the tokenizer lacks stand for no text; none may be below 0."""
+        text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def content(self, text: str, num_wanted: int, truncate: bool, side: Side = "right") -> Any:
+        """The encoding without special tokens: of the whole text, or of at least `num_wanted`
+        tokens of the end that `side` leaves, when `truncate` or when the text has far more."""
+        num_chars = len(_end(text, num_wanted, truncate, side))
+        return self._content(text, num_chars, num_wanted, truncate, side)[0]
+
+    def contents(
+        self, texts: Sequence[str], num_wanted: int, truncate: bool, side: Side = "right"
+    ) -> list[Any]:
         """`content` of many texts at once."""
-        heads = [_head(text, num_wanted, truncate) for text in texts]
-        encodings = self.backend.encode_batch_fast(heads, add_special_tokens=False)
+        ends = [_end(text, num_wanted, truncate, side) for text in texts]
+        encodings = self.backend.encode_batch_fast(ends, add_special_tokens=False)
         return [
-            encoding if len(head) == len(text) else self.content(text, num_wanted, truncate)
-            for text, head, encoding in zip(texts, heads, encodings, strict=True)
+            encoding if len(end) == len(text) else self.content(text, num_wanted, truncate, side)
+            for text, end, encoding in zip(texts, ends, encodings, strict=True)
         ]
 
     def counts_whole(self, text: str, num_wanted: int) -> bool:
         """Whether `content` without truncation is surely of the whole text."""
-        return len(_head(text, num_wanted, truncate=False)) == len(text)
+        return len(_end(text, num_wanted, False, "right")) == len(text)
 
-    def _encode_long(
-        self, text: str, num_chars: int, max_length: int, truncate: bool, index: int
-    ) -> list[int]:
-        """The head's tokens with special ones around them, from as few characters as needed."""
-        wanted = max(0, max_length - self.num_special)
-        encoding, is_whole = self._content(text, num_chars, wanted, truncate)
-        has_end = self._end_id is not None  # counted once, in the text or after it
-        num_tokens = len(self._ended(encoding.ids)) + self.num_special - has_end
-        if num_tokens > max_length and not truncate:
+    def _encode_long(self, text: str, num_chars: int, limits: TextLimits, index: int) -> Encoded:
+        """One end's tokens with special ones around them, from as few characters as needed."""
+        max_length, special = limits.max_length, limits.add_special_tokens
+        side: Side = limits.side if limits.truncate else "right"  # else nothing is cut off
+        num_special = self.num_special if special else 0
+        wanted = max(0, max_length - num_special)
+        encoding, is_whole = self._content(text, num_chars, wanted, limits.truncate, side)
+        if special and (is_whole or side == "left"):
+            encoding.truncate(self._num_before_end(encoding.ids))  # it is added, and counted, once
+        num_tokens = len(encoding.ids) + num_special
+        if num_tokens > max_length and not limits.truncate:
             raise TextTooLong(index, num_tokens, max_length, is_whole)
-        encoding.truncate(wanted)
-        ids = self.backend.post_process(encoding, add_special_tokens=True).ids
-        return self._ended(ids)[:max_length]
+        encoding.truncate(wanted, direction=side)
+        ids: list[int] = encoding.ids
+        if special:
+            ids = self.backend.post_process(encoding, add_special_tokens=True).ids
+            ids = self._ended(ids)[:max_length]
+        return Encoded(ids, num_tokens > max_length or not is_whole)
 
     def _content(
-        self, text: str, num_chars: int, num_wanted: int, truncate: bool
+        self, text: str, num_chars: int, num_wanted: int, truncate: bool, side: Side
     ) -> tuple[Any, bool]:
         """And whether it is of the whole text."""
         while True:
-            head = _cut(text, num_chars)
-            encoding = self.backend.encode(head, add_special_tokens=False)
-            is_whole = len(head) == len(text)
-            if is_whole or len(encoding.ids) >= num_wanted + _HEAD_MARGIN_TOKENS:
+            end = _cut(text, num_chars, side)
+            encoding = self.backend.encode(end, add_special_tokens=False)
+            is_whole = len(end) == len(text)
+            if is_whole or len(encoding.ids) >= num_wanted + _MARGIN_TOKENS:
                 return encoding, is_whole
-            if truncate and num_chars >= _MAX_HEAD_CHARS:
+            if truncate and num_chars >= _MAX_END_CHARS:
                 # a megabyte of next to nothing: what it has is what the text gets
                 return encoding, False
-            num_chars *= 4
+            num_chars = min(4 * num_chars, _MAX_END_CHARS) if truncate else 4 * num_chars
+
+    def _special(self, token_id: int) -> Token:
+        return Token(token_id, self.backend.id_to_token(token_id) or "", True, None, None)
 
     def _ended(self, ids: list[int]) -> list[int]:
         if self._end_id is None:
             return ids
+        return [*ids[: self._num_before_end(ids)], self._end_id]
+
+    def _num_before_end(self, ids: list[int]) -> int:
+        """Tokens before the ends that a text has at its end; all where none is added."""
         length = len(ids)
-        while length and ids[length - 1] == self._end_id:
+        while self._end_id is not None and length and ids[length - 1] == self._end_id:
             length -= 1
-        return [*ids[:length], self._end_id]
+        return length
 
 
 def _load(folder: Path) -> Any:
@@ -165,14 +214,21 @@ def _load(folder: Path) -> Any:
         raise ModelError(f"{folder}: no tokenizer.json, and none can be made: {error}") from error
 
 
-def _head(text: str, max_length: int, truncate: bool) -> str:
-    num_chars = _HEAD_CHARS_PER_TOKEN * (max_length + 2 * _HEAD_MARGIN_TOKENS)
-    return _cut(text, num_chars if truncate else max(num_chars, _MAX_COUNTED_CHARS))
+def _end(text: str, max_length: int, truncate: bool, side: Side) -> str:
+    num_chars = _END_CHARS_PER_TOKEN * (max_length + 2 * _MARGIN_TOKENS)
+    return _cut(text, num_chars if truncate else max(num_chars, _MAX_COUNTED_CHARS), side)
 
 
-def _cut(text: str, num_chars: int) -> str:
-    """At most about `num_chars`, cut where a space ends a word if one is near."""
+def _cut(text: str, num_chars: int, side: Side) -> str:
+    """At most about `num_chars`, cut where a space ends a word if one is near.
+
+    A tail begins with that space: to many tokenizers it belongs to the word behind it.
+    """
     if len(text) <= num_chars:
         return text
+    if side == "left":
+        first = len(text) - num_chars
+        space = text.find(" ", first, first + num_chars // 2)
+        return text[space:] if space > 0 else text[first:]
     space = text.rfind(" ", num_chars // 2, num_chars)
     return text[:space] if space > 0 else text[:num_chars]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Side = Literal["right", "left"]  # the end that is cut off: right keeps the head, left the tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +23,35 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token as `spell` shows it. `start` and `stop` count characters of the text, which has
+    `text` there; a special token is at no place in it, and its text is its own name."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """`max_length` in tokens, special ones included where they are added."""
+
+    max_length: int
+    truncate: bool = True
+    side: Side = "right"
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class PairLimits:
-    """Tokens, special ones included. `max_document` bounds the document's own tokens."""
+    """Tokens, special ones included. `max_document` bounds the document's own tokens.
+
+    `side` is the document's; the query stays whole if it can.
+    """
 
     max_length: int
     truncate: bool = True
     max_document: int | None = None
+    side: Side = "right"

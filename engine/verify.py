@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.published import Example, Measure, Published
 from engine.records import PAIRS, TEXTS, PairAnswer, Record, TextAnswer
-from engine.tokens import PairLimits
+from engine.tokens import PairLimits, TextLimits
 from engine.views import (
     FloatArray,
     Sparse,
@@ -189,7 +189,7 @@ def _views(
     step = []
     for text, input_type, views in asked:
         prompt = model.prompt(None, input_type, None)
-        step += model.tokenize([text], model.max_length, True, prompt=prompt, views=views)
+        step += model.tokenize([text], TextLimits(model.max_length), prompt, views)
     return model.run(step)
 
 

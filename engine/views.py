@@ -27,11 +27,13 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """`dense` `[dim]` as pooled, not normalised; `colbert` `[tokens - 1, H]`, L2 each."""
+    """`dense` `[dim]` as pooled, not normalised; `colbert` `[tokens - 1, H]`, L2 each; `tokens`
+    `[tokens, H]`, the last hidden states, which every model has."""
 
     dense: FloatArray
     sparse: Sparse | None = None
     colbert: FloatArray | None = None
+    tokens: FloatArray | None = None
 
 
 def dense_rows(views: Sequence[Views]) -> FloatArray:

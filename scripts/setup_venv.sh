@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv with exactly the pinned versions, once: sourced by serve.sh and test.sh.
 #
-#   setup_venv [EXTRA]    the server, and one extra of pyproject.toml
-#   setup_stand_in        the stand-in model's weights
+#   setup_venv [EXTRAS]    the server, and extras of pyproject.toml, with commas between
+#   setup_stand_in         the stand-in model's weights
 #
 # A stamp in .venv remembers from which pins it was made; as long as they are the same, the next
 # call touches neither pip nor the network. Sets VENV_PYTHON.
@@ -58,7 +58,7 @@ PYTHON
 
 _pins() { printf '%s %s %s' "$PWD" "$(cksum < constraints.txt)" "$(cksum < pyproject.toml)"; }
 
-# Whether .venv was made from these pins with this extra; with none, any extra will do.
+# Whether .venv was made from these pins with these extras, and perhaps more behind them.
 _is_set_up() {
     local stamp
     for stamp in .venv/.setup-"${1:-}"*; do

@@ -52,6 +52,11 @@ BAD = [
     ("MAX_STEP_TOKENS", "0"),
     ("MAX_STEP_TOKENS", "1048577"),
     ("MAX_STEP_TOKENS", "1e3"),
+    ("YIELD", "maybe"),
+    ("MAX_URGENT_TOKENS", "0"),
+    ("CORS_ORIGINS", "example.com"),
+    ("CORS_ORIGINS", "https://example.com/"),
+    ("CORS_ORIGINS", "https://a.example,b.example"),
     ("THREADS", "0"),
     ("THREADS", "-2"),
     ("THREADS", "1025"),
@@ -71,6 +76,9 @@ BAD = [
     ("PORT", "http"),
     ("LOG_LEVEL", "loud"),
     ("LOG_FORMAT", "xml"),
+    ("TOKEN_IDS", "maybe"),
+    ("ACCESS_LOG", "loud"),
+    ("ACCESS_LOG", "2"),
 ]
 
 GOOD: list[tuple[str, str, Any]] = [
@@ -105,6 +113,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("PORT", "65535", 65535),
     ("LOG_LEVEL", "DEBUG", "debug"),
     ("LOG_FORMAT", "Json", "json"),
+    ("TOKEN_IDS", " Accept ", "accept"),
+    ("ACCESS_LOG", "false", False),
+    ("ACCESS_LOG", "1", True),
 ]
 
 

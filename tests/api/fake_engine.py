@@ -149,7 +149,8 @@ def _lifespan(engine: FakeEngine, pinned: Sequence[str]) -> Any:
             for folder in folders:
                 await residents.pin(folder)
             catalog = Catalog(settings.models_dir, folders, overrides_of(settings))
-            service.start(catalog, residents, Lane(run_step, settings.max_step_tokens))
+            lane = Lane(run_step, settings.max_step_tokens, on_step=service.metrics.count_step)
+            service.start(catalog, residents, lane)
         yield
         await residents.close()
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import BadPrompt, TextTooLong
+from engine.errors import BadPrompt, NoTokens, TextTooLong
 from engine.recipe import Overrides, Recipe, read_recipe
 from engine.store import ModelFolder
-from engine.tokens import PairLimits
+from engine.token_ids import check_ids, cut_ids
+from engine.tokens import PairLimits, Side, TextLimits, Token
 from engine.views import Sparse, Views
 
 TIMEOUT_S = 60.0
@@ -124,6 +125,8 @@ class FakeEngine:
 
 
 class _Fake:
+    vocab_size = 0x110000
+
     def __init__(self, name: str, recipe: Recipe, engine: FakeEngine) -> None:
         self.name, self.recipe, self.engine = name, recipe, engine
         self.dim, self.max_length = recipe.dim, recipe.max_length
@@ -135,6 +138,19 @@ class _Fake:
 
     def describe(self) -> dict[str, str | int]:
         return {"model": self.name, "dim": self.dim}
+
+    def spell(self, text: str, add_special_tokens: bool = True, prompt: str = "") -> list[Token]:
+        tokens = [Token(ord(c), c, False, i, i + 1) for i, c in enumerate(prompt + text)]
+        if not add_special_tokens:
+            return tokens
+        start, end = (Token(i, f"<{i}>", True, None, None) for i in (START, END))
+        return [start, *tokens, end]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, index: int = 0) -> str:
+        check_ids(ids, self.vocab_size, index)
+        names = [f"<{i}>" if i in (START, END, BETWEEN) else chr(i) for i in ids]
+        kept = [n for n in names if len(n) == 1 or not skip_special_tokens]
+        return "".join(kept).encode("utf-8", "replace").decode()  # no lone surrogate
 
 
 class FakeModel(_Fake):
@@ -148,18 +164,35 @@ class FakeModel(_Fake):
     def tokenize(
         self,
         texts: Sequence[str],
-        max_length: int,
-        truncate: bool,
-        first_index: int = 0,
+        limits: TextLimits,
         prompt: str = "",
         views: tuple[str, ...] = ("dense",),
+        first_index: int = 0,
     ) -> list[FakeTokens]:
-        texts = [prompt + text for text in texts]
-        for i, text in enumerate(texts):
-            if not truncate and len(text) + 2 > max_length:
-                raise TextTooLong(first_index + i, len(text) + 2, max_length)
-        heads = [text[: max(0, max_length - 2)] for text in texts]
-        return [FakeTokens([START, *map(ord, head), END], views) for head in heads]
+        num_special = 2 if limits.add_special_tokens else 0
+        room = max(0, limits.max_length - num_special)
+        result = []
+        for i, text in enumerate([prompt + text for text in texts], first_index):
+            if not limits.truncate and len(text) > room:
+                raise TextTooLong(i, len(text) + num_special, limits.max_length)
+            if not text and not num_special:
+                raise NoTokens(i, "without special tokens")
+            ids = list(map(ord, _kept(text, room, limits.side)))
+            result.append(FakeTokens([START, *ids, END] if num_special else ids, views))
+        return result
+
+    def tokens_of(
+        self,
+        ids: Sequence[Sequence[int]],
+        limits: TextLimits,
+        views: tuple[str, ...] = ("dense",),
+        first_index: int = 0,
+    ) -> list[FakeTokens]:
+        result = []
+        for i, each in enumerate(ids, first_index):
+            check_ids(each, self.vocab_size, i)
+            result.append(FakeTokens(cut_ids(each, limits, i), views))
+        return result
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """Some tokens have the same text, as some of real tokenizers do."""
@@ -170,18 +203,25 @@ class FakeModel(_Fake):
         return [views_of(tokens) for tokens in step]
 
 
-def views_of(tokens: FakeTokens) -> Views:
-    dense = _random(tokens.ids, DIM)
+def _kept(text: str, num_chars: int, side: Side) -> str:
+    return text[:num_chars] if side == "right" else text[max(0, len(text) - num_chars) :]
+
+
+def views_of(fake: FakeTokens) -> Views:
+    dense = _random(fake.ids, DIM)
     sparse = colbert = None
-    if "sparse" in tokens.views:
-        ids = np.unique([i for i in tokens.ids if i > BETWEEN]).astype(np.int64)
+    if "sparse" in fake.views:
+        ids = np.unique([i for i in fake.ids if i > BETWEEN]).astype(np.int64)
         weights = [float(_random([int(i)], 1)[0]) ** 2 for i in ids]
         sparse = Sparse(ids, np.asarray(weights, np.float32))
-    if "colbert" in tokens.views:
-        rows = [_random([i, token_id], COLBERT_DIM) for i, token_id in enumerate(tokens.ids[1:])]
+    if "colbert" in fake.views:
+        rows = [_random([i, token_id], COLBERT_DIM) for i, token_id in enumerate(fake.ids[1:])]
         matrix = np.stack(rows)
         colbert = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-    return Views(dense, sparse, colbert)
+    tokens = None
+    if "tokens" in fake.views:
+        tokens = np.stack([_random([i], DIM) for i in fake.ids])
+    return Views(dense, sparse, colbert, tokens)
 
 
 def _random(seed: Sequence[int], size: int) -> NDArray[np.float32]:
@@ -203,11 +243,13 @@ class FakeReranker(_Fake):
         pairs = [((instruction or "") + query, document) for query, document in pairs]
         result = []
         for i, (query, document) in enumerate(pairs, first_index):
-            document = document[: limits.max_document]
+            if limits.max_document is not None:
+                document = _kept(document, limits.max_document, limits.side)
             num_tokens = len(query) + len(document) + 3
             if num_tokens > limits.max_length and not limits.truncate:
                 raise TextTooLong(i, num_tokens, limits.max_length)
-            document = document[: max(0, limits.max_length - len(query) - 3)]
+            room = max(0, limits.max_length - len(query) - 3)
+            document = _kept(document, room, limits.side)
             ids = [START, *map(ord, query), BETWEEN, *map(ord, document), END]
             result.append(FakeTokens(ids))
         return result

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api import vectors
-from settings import parse_keep_alive
+from api import vectors, writing
+from api.durations import parse_keep_alive
 from tests.api.fake_engine import NAME, FakeServer, serve_fake
 from tests.api.fake_models import END, START, FakeTokens, views_of
 
@@ -100,7 +100,7 @@ def test_numbers_carry_the_shortest_digits_of_float32(server: FakeServer) -> Non
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_any_float32_survives_the_json(values: list[float]) -> None:
     row = np.array([values], np.float32)
-    read = np.array(json.loads(vectors.dumps({"embeddings": row}))["embeddings"], np.float32)
+    read = np.array(json.loads(writing.dumps({"embeddings": row}))["embeddings"], np.float32)
     assert read.tobytes() == row.tobytes()
 
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from api import vectors
+from api import vectors, writing
 from tests.api.fake_engine import FakeServer, serve_fake
 from tests.api.fake_models import (
     COLBERT_DIM,
@@ -67,7 +67,7 @@ def views(text: str) -> Any:
 def dense(*texts: str) -> list[list[float]]:
     """As JSON tells them."""
     rows = vectors.finish(np.stack([views(text).dense for text in texts]))
-    read: list[list[float]] = json.loads(vectors.dumps({"rows": rows}))["rows"]
+    read: list[list[float]] = json.loads(writing.dumps({"rows": rows}))["rows"]
     return read
 
 

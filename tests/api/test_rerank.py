@@ -14,6 +14,7 @@ import pytest
 
 from api.jobs import Cost
 from api.scoring import Scored
+from tests.api.error_shapes import dialect_by_path, fault_of
 from tests.api.fake_engine import FakeServer, serve_fake
 from tests.api.fake_models import raw_score, relevance, write_model
 
@@ -52,18 +53,7 @@ def scores(answer: dict[str, Any]) -> list[float]:
 
 
 def error(path: str, answer: httpx.Response, status: int = 400) -> str:
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    if path.startswith("/api"):
-        assert body.keys() == {"error"}
-        text = body["error"]
-    else:
-        assert body.keys() == {"error", "detail"}
-        text = body["detail"]
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        assert body["error"] == {"message": text, "type": kind, "param": None, "code": None}
-    assert isinstance(text, str)
-    return text
+    return fault_of(answer, dialect_by_path(path), status).text
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)

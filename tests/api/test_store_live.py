@@ -18,7 +18,7 @@ from bench import random_models
 from bench.random_models import SHAPES, build
 from engine.devices import choose_device
 from engine.loading import LoadOptions, load_embedder, load_reranker
-from engine.tokens import PairLimits
+from engine.tokens import PairLimits, TextLimits
 from engine.views import Views
 from tests.api.fake_engine import until
 from tests.servers import Server, start_server
@@ -112,7 +112,7 @@ def health(server: Server) -> Any:
 def own_views(name: str, models: Path, views: tuple[str, ...] = ("dense",)) -> list[Views]:
     model = load_embedder(name, models / name, choose_device("cpu"), LoadOptions())
     prompt = model.prompt(None, None, None)
-    return model.run(model.tokenize(TEXTS, model.max_length, True, 0, prompt, views))
+    return model.run(model.tokenize(TEXTS, TextLimits(model.max_length), prompt, views))
 
 
 def own_scores(name: str, models: Path) -> NDArray[np.float32]:

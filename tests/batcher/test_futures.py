@@ -11,7 +11,7 @@ import pytest
 
 from batcher.futures import run_job
 from batcher.job import Job
-from batcher.lane import Lane, LaneClosed, StepFailed
+from batcher.lane import Lane, LaneClosed, Pause, StepFailed
 
 PATIENCE_S = 20.0  # reached only by a test that fails
 
@@ -24,7 +24,7 @@ class Engine:
         self.gate.set()
         self.started: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
 
-    def run(self, group: Hashable, payloads: list[str]) -> list[str]:
+    def run(self, group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
         self.started.put(payloads)
         assert self.gate.wait(PATIENCE_S)
         if "bad" in payloads:

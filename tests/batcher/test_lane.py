@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from batcher.job import Job
-from batcher.lane import Lane, LaneClosed, StepFailed
+from batcher.lane import Lane, LaneClosed, Pause, StepFailed
 
 PATIENCE_S = 20.0  # reached only by a test that fails
 
@@ -48,7 +48,7 @@ class HeldLane(Lane):
         self._freed = threading.Event()
         super().__init__(self._hold, max_step_tokens)
 
-    def _hold(self, group: Hashable, payloads: list[str]) -> Sequence[str]:
+    def _hold(self, group: Hashable, payloads: list[str], pause: Pause | None) -> Sequence[str]:
         step = HeldStep(payloads)
         self._shown.put(step)
         if self._freed.is_set():
@@ -241,7 +241,7 @@ def test_a_lane_that_cannot_start_fails_the_jobs_it_has() -> None:
         assert submitted.wait(PATIENCE_S)
         raise OSError("no device")
 
-    lane = Lane(lambda group, payloads: payloads, 4, on_start=on_start)
+    lane = Lane(lambda group, payloads, pause: payloads, 4, on_start=on_start)
     waiting = submit(lane, "a", 1)
     submitted.set()
     waiting.check_failed(LaneClosed)

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from bench.random_models import SHAPES, build
 from engine.devices import Device
 from engine.loading import LoadOptions, load_embedder, load_reranker
 from engine.model import EmbeddingModel, RerankingModel
+from engine.tokenizing import Tokenizer
+from engine.tokens import TextLimits
 from tests.engine.oracle import Oracle
 
 CPU = Device("cpu", "cpu", "float32", "packed")
@@ -89,6 +91,14 @@ def project_log(
     monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
     caplog.set_level(logging.INFO, logger="embedding")
     return caplog
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, **limits: Any
+) -> list[list[int]]:
+    """Ids of each text; `limits` are TextLimits' other fields."""
+    encoded = tokenizer.encode(texts, TextLimits(max_length, **limits))
+    return [each.ids for each in encoded]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from api import vectors
 from bench.measure import words
 from engine import views
 from engine.model import EmbeddingModel
-from engine.tokens import Tokens
+from engine.tokens import TextLimits, Tokens
 from engine.views import Views, Weights
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE, M3Oracle, Oracle, StOracle
@@ -42,6 +42,7 @@ ASKED: list[tuple[str, ...]] = [
     ("dense", "sparse"),
     ("dense", "colbert"),
     ("dense", "sparse", "colbert"),
+    ("dense", "tokens"),
 ]
 
 
@@ -68,7 +69,7 @@ def tokenized(
 ) -> list[Tokens]:
     """Each text asks for its own views."""
     return [
-        model.tokenize([text], model.max_length, True, views=wanted)[0]
+        model.tokenize([text], TextLimits(model.max_length), views=wanted)[0]
         for text, wanted in zip(texts, asked, strict=True)
     ]
 
@@ -101,7 +102,7 @@ def assert_same_views(got: Views, wanted: Views) -> None:
         np.testing.assert_allclose(got.colbert, wanted.colbert, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("shift", range(4))
+@pytest.mark.parametrize("shift", range(5))
 def test_three_views_equal_the_authors_formulas_where_each_text_asks_for_others(
     m3: EmbeddingModel, m3_oracle: M3Oracle, shift: int
 ) -> None:
@@ -114,6 +115,9 @@ def test_three_views_equal_the_authors_formulas_where_each_text_asks_for_others(
             assert_same_weights(got.sparse, m3_oracle.sparse(text))
         if got.colbert is not None:
             np.testing.assert_allclose(got.colbert, m3_oracle.colbert(text), atol=TOLERANCE)
+        assert (got.tokens is not None) == ("tokens" in wanted)
+        if got.tokens is not None:
+            np.testing.assert_allclose(got.tokens, m3_oracle.hidden(text)[1], atol=TOLERANCE)
 
 
 def test_the_lexical_weights_are_not_all_zero(m3_oracle: M3Oracle) -> None:
@@ -169,7 +173,7 @@ def test_dense_modules_and_prompts_in_one_step_equal_sentence_transformers(
     step = []
     for text, prompt_name in asked:
         prompt = model.prompt(prompt_name, None, None)
-        step += model.tokenize([text], model.max_length, True, prompt=prompt)
+        step += model.tokenize([text], TextLimits(model.max_length), prompt=prompt)
     assert len({len(tokens.ids) for tokens in step}) > 2
     for (text, prompt_name), got in zip(asked, model.run(step), strict=True):
         wanted = oracle.embed(text, prompt_name)
@@ -186,7 +190,7 @@ def test_a_qwen3_embedding_with_an_instruction_equals_the_oracle_behind_the_whol
     prompts = [model.prompt(None, "query", instruction) for instruction in instructions]
     texts = [words(random.Random(i), 10 * i) for i in range(4)]
     asked = list(itertools.product(prompts, texts))
-    step = [model.tokenize([text], 32768, True, prompt=prompt)[0] for prompt, text in asked]
+    step = [model.tokenize([text], TextLimits(32768), prompt=prompt)[0] for prompt, text in asked]
     assert prompts[0] == "Instruct: Find the poem\nQuery:"
     for (prompt, text), got in zip(asked, model.run(step), strict=True):
         wanted = oracle.embed(prompt + text)

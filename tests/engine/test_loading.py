@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from engine.errors import ModelError
 from engine.loading import LoadOptions, load_embedder, load_model
 from engine.recipe import Overrides
+from engine.tokens import TextLimits
 from tests.engine.conftest import CPU, Embedders, Folders
 
 
@@ -95,7 +96,7 @@ def test_weights_in_a_pytorch_bin_file_are_read(copy_tiny: Folders, load_tiny: E
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     model, wanted = load_embedder("m", folder, CPU, LoadOptions()), load_tiny("tiny-bert")
-    tokens = model.tokenize(["w1 w2 w3"], 64, True)
+    tokens = model.tokenize(["w1 w2 w3"], TextLimits(64))
     np.testing.assert_array_equal(model.run(tokens)[0].dense, wanted.run(tokens)[0].dense)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from api import vectors
 from bench.measure import words
 from engine.model import EmbeddingModel
-from engine.tokens import Tokens
+from engine.tokens import TextLimits, Tokens
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE
 from tests.servers import ROOT, clean_environment
@@ -42,7 +42,7 @@ def stock_states(folder: Path, ids: tuple[int, ...]) -> torch.Tensor:
 def longest(model: EmbeddingModel, views: tuple[str, ...] = ("dense",)) -> Tokens:
     """A text that is longer than the model, cut."""
     text = words(random.Random(4), model.max_length + 100)
-    (tokens,) = model.tokenize([text], model.max_length, True, views=views)
+    (tokens,) = model.tokenize([text], TextLimits(model.max_length), views=views)
     return tokens
 
 
@@ -52,7 +52,7 @@ def test_the_longest_text_equals_stock_transformers_in_a_mixed_step(
 ) -> None:
     model = load_tiny(name)
     long = longest(model)
-    short = model.tokenize(["w1", "w2 w3"], 64, True)
+    short = model.tokenize(["w1", "w2 w3"], TextLimits(64))
     assert (model.layout, len(long.ids)) == ("packed", LENGTHS[name])
     got = model.run([short[0], long, short[1]])
     wanted = stock_states(tiny_folder(name), tuple(long.ids))[POOLED[name]].numpy()
@@ -87,7 +87,7 @@ import json, sys
 from pathlib import Path
 from engine.devices import Device
 from engine.loading import LoadOptions, load_embedder
-from engine.tokens import Tokens
+from engine.tokens import TextLimits, Tokens
 
 def resident(which):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -21,6 +21,7 @@ from engine import attention, linear, loading
 from engine.attention import Bounds, Run, packed_attention
 from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
+from engine.tokens import TextLimits
 from tests.engine.conftest import CPU
 
 TOLERANCE = 1e-5
@@ -142,7 +143,7 @@ def test_a_family_that_packing_gets_wrong_is_served_padded_with_a_warning(
         attention.register()
     assert model.layout == "padded"
     assert "packed layout does not fit this model" in caplog.text
-    tokens = model.tokenize(["w1", "w1 w2 w3"], 64, True, 0)
+    tokens = model.tokenize(["w1", "w1 w2 w3"], TextLimits(64))
     for got, right in zip(model.run(tokens), wanted.run(tokens), strict=True):
         np.testing.assert_allclose(got.dense, right.dense, atol=1e-5, rtol=0)
 

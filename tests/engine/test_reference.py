@@ -15,6 +15,7 @@ from api import vectors
 from bench.measure import words
 from bench.random_tokenizers import END_OF_TEXT
 from engine.model import EmbeddingModel
+from engine.tokens import TextLimits
 from engine.views import dense_rows
 from tests.engine.oracle import TOLERANCE, Oracle
 
@@ -36,7 +37,9 @@ TEXTS = [
 
 def served(model: EmbeddingModel, texts: list[str]) -> NDArray[np.float32]:
     """All texts in one step, normalised."""
-    return vectors.finish(dense_rows(model.run(model.tokenize(texts, model.max_length, True))))
+    return vectors.finish(
+        dense_rows(model.run(model.tokenize(texts, TextLimits(model.max_length))))
+    )
 
 
 def ended_once(text: str, model: EmbeddingModel) -> str:

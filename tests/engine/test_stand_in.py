@@ -23,6 +23,7 @@ from api import vectors
 from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.store import STAND_IN, ModelFolder, default_models
+from engine.tokens import TextLimits
 from engine.views import dense_rows
 from tests.engine.conftest import CPU, Folders
 from tests.engine.oracle import TOLERANCE
@@ -70,7 +71,9 @@ def test_200_varied_texts_agree_with_sentence_transformers(
     model: EmbeddingModel, oracle: SentenceTransformer
 ) -> None:
     texts = varied_texts(200)
-    ours = vectors.finish(dense_rows(model.run(model.tokenize(texts, model.max_length, True))))
+    ours = vectors.finish(
+        dense_rows(model.run(model.tokenize(texts, TextLimits(model.max_length))))
+    )
     theirs = np.stack(
         [oracle.encode(t, normalize_embeddings=True, show_progress_bar=False) for t in texts]
     )
@@ -83,13 +86,13 @@ def test_raw_vectors_are_the_pooled_ones(
 ) -> None:
     """Before L2, for dialects that answer raw vectors."""
     text = "Raw vectors keep their length."
-    ours = model.run(model.tokenize([text], model.max_length, True))[0].dense
+    ours = model.run(model.tokenize([text], TextLimits(model.max_length)))[0].dense
     token_vectors = oracle.encode(text, output_value="token_embeddings")
     np.testing.assert_allclose(ours, token_vectors.mean(0).numpy(), atol=1e-5)
 
 
 def test_stored_truncation_and_padding_to_128_are_switched_off(model: EmbeddingModel) -> None:
-    short, long = model.tokenize(["hi", "word " * 1000], model.max_length, True)
+    short, long = model.tokenize(["hi", "word " * 1000], TextLimits(model.max_length))
     assert (len(short.ids), len(long.ids)) == (3, 256)
 
 
@@ -109,7 +112,7 @@ def test_a_head_of_a_huge_text_gives_the_tokens_of_the_whole(
     for separator in (" ", "", "，", "\n\n", " \t "):
         parts = ("word", "天空", "naïve", "12.5", "🎉", "a" * 150, " ", "\x00", "can't")
         text = separator.join(rng.choice(parts) for _ in range(60_000))
-        ours = model.tokenize([text], model.max_length, True)[0].ids
+        ours = model.tokenize([text], TextLimits(model.max_length))[0].ids
         theirs = oracle.tokenizer(text, truncation=True, max_length=256)["input_ids"]
         assert ours == theirs, repr(separator)
 
@@ -126,7 +129,7 @@ def served(model: EmbeddingModel, asked: list[tuple[str, str | None]]) -> list[N
     step = []
     for text, name in asked:
         prompt = model.prompt(name, None, None)
-        step += model.tokenize([text], model.max_length, True, prompt=prompt)
+        step += model.tokenize([text], TextLimits(model.max_length), prompt=prompt)
     return [views.dense for views in model.run(step)]
 
 
@@ -159,7 +162,7 @@ def test_prompts_of_the_stand_in_count_in_its_mean(
 ) -> None:
     prompt = PROMPTS["query"]
     for text in TEXTS:
-        tokens = model.tokenize([text], model.max_length, True, prompt=prompt)
+        tokens = model.tokenize([text], TextLimits(model.max_length), prompt=prompt)
         (ours,) = vectors.finish(dense_rows(model.run(tokens)))
         theirs = oracle.encode(text, prompt=prompt, show_progress_bar=False)
         np.testing.assert_allclose(ours, theirs / np.linalg.norm(theirs), atol=TOLERANCE)

@@ -20,7 +20,8 @@ from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.recipe import Overrides
 from engine.tokenizing import Tokenizer
-from tests.engine.conftest import CPU, Embedders, Folders, change_json
+from engine.tokens import TextLimits
+from tests.engine.conftest import CPU, Embedders, Folders, change_json, encode
 from tests.engine.oracle import TOLERANCE
 
 TEXTS = [
@@ -79,7 +80,7 @@ def test_truncation_keeps_start_and_end_around_the_head(
     tiny_folder: Folders, name: str, limit: int
 ) -> None:
     folder, (start, end) = tiny_folder(name), ENCODERS[name]
-    got = Tokenizer(folder).encode(TEXTS, limit, truncate=True)
+    got = encode(Tokenizer(folder), TEXTS, limit)
     assert got == [[start, *content_of(folder, text)[: limit - 2], end] for text in TEXTS]
     stock = AutoTokenizer.from_pretrained(folder)
     assert got == [stock(text, truncation=True, max_length=limit)["input_ids"] for text in TEXTS]
@@ -87,7 +88,7 @@ def test_truncation_keeps_start_and_end_around_the_head(
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_limit_of_one_leaves_the_start(tiny_folder: Folders, name: str) -> None:
-    got = Tokenizer(tiny_folder(name)).encode(TEXTS, 1, truncate=True)
+    got = encode(Tokenizer(tiny_folder(name)), TEXTS, 1)
     assert got == [[ENCODERS[name][0]]] * len(TEXTS)
 
 
@@ -96,7 +97,7 @@ def test_a_qwen3_text_ends_once_and_only_once_after_truncation_too(
     qwen3_folder: Path, limit: int
 ) -> None:
     end = end_of(qwen3_folder)
-    got = Tokenizer(qwen3_folder, ends_with=END_OF_TEXT).encode(TEXTS, limit, truncate=True)
+    got = encode(Tokenizer(qwen3_folder, ends_with=END_OF_TEXT), TEXTS, limit)
     assert got == [ended(content_of(qwen3_folder, text), end, limit) for text in TEXTS]
     for text, ids in zip(TEXTS, got, strict=True):
         assert ids[-1] == end
@@ -106,22 +107,22 @@ def test_a_qwen3_text_ends_once_and_only_once_after_truncation_too(
 
 def test_an_end_that_a_text_has_costs_no_token_more(qwen3_folder: Path) -> None:
     tokenizer = Tokenizer(qwen3_folder, ends_with=END_OF_TEXT)
-    (wanted,) = tokenizer.encode(["w1 w2"], 64, True)
+    (wanted,) = encode(tokenizer, ["w1 w2"], 64)
     for text in (f"w1 w2{END_OF_TEXT}", f"w1 w2{END_OF_TEXT * 3}"):
-        assert tokenizer.encode([text], len(wanted), truncate=False) == [wanted]
+        assert encode(tokenizer, [text], len(wanted), truncate=False) == [wanted]
 
 
 def test_a_qwen3_text_over_the_limit_is_refused(qwen3_folder: Path) -> None:
     tokenizer = Tokenizer(qwen3_folder, ends_with=END_OF_TEXT)
-    (wanted,) = tokenizer.encode(["w1 w2"], 64, True)
+    (wanted,) = encode(tokenizer, ["w1 w2"], 64)
     for text in ("w1 w2", f"w1 w2{END_OF_TEXT}"):
         with pytest.raises(TextTooLong) as caught:
-            tokenizer.encode([text], len(wanted) - 1, truncate=False)
+            encode(tokenizer, [text], len(wanted) - 1, truncate=False)
         assert caught.value.num_tokens == len(wanted)
 
 
 def pooled_last(model: EmbeddingModel, text: str, limit: int) -> np.ndarray:
-    (views,) = model.run(model.tokenize([text], limit, True))
+    (views,) = model.run(model.tokenize([text], TextLimits(limit)))
     return views.dense / np.linalg.norm(views.dense)
 
 
@@ -143,7 +144,7 @@ def test_with_another_pooling_qwen3_texts_are_as_the_tokenizer_makes_them(
 ) -> None:
     model = load_tiny("tiny-qwen3-embedding", overrides=Overrides(pooling="mean"))
     stock = AutoTokenizer.from_pretrained(tiny_folder("tiny-qwen3-embedding"))
-    got = [tokens.ids for tokens in model.tokenize(TEXTS, 32768, True)]
+    got = [tokens.ids for tokens in model.tokenize(TEXTS, TextLimits(32768))]
     assert got == stock(TEXTS)["input_ids"]
 
 
@@ -162,7 +163,7 @@ def test_any_text_is_its_stock_tokens_cut_to_the_limit(
 ) -> None:
     folder, text = tiny_folder(name), "".join(parts)
     ends_with = None if name in ENCODERS else END_OF_TEXT
-    (got,) = Tokenizer(folder, ends_with=ends_with).encode([text], limit, truncate=True)
+    (got,) = encode(Tokenizer(folder, ends_with=ends_with), [text], limit)
     content = content_of(folder, text)
     if ends_with:
         assert got == ended(content, end_of(folder), limit)
@@ -173,22 +174,24 @@ def test_any_text_is_its_stock_tokens_cut_to_the_limit(
 
 def test_refused_truncation_names_index_length_and_limit(load_tiny: Embedders) -> None:
     with pytest.raises(TextTooLong) as caught:
-        load_tiny("tiny-bert").tokenize(["w1", "w1 " * 100], 64, False, 30)
+        load_tiny("tiny-bert").tokenize(
+            ["w1", "w1 " * 100], TextLimits(64, truncate=False), first_index=30
+        )
     assert (caught.value.index, caught.value.num_tokens, caught.value.max_tokens) == (31, 102, 64)
 
 
 def test_refused_truncation_of_a_huge_text_counts_its_head_only(load_tiny: Embedders) -> None:
     with pytest.raises(TextTooLong, match="at least") as caught:
-        load_tiny("tiny-bert").tokenize(["w1 " * 2_000_000], 64, False)
+        load_tiny("tiny-bert").tokenize(["w1 " * 2_000_000], TextLimits(64, truncate=False))
     assert 64 < caught.value.num_tokens < 100_000
 
 
 def test_a_huge_text_of_few_tokens_is_no_longer_than_its_tokens(load_tiny: Embedders) -> None:
     text = "w1" + " " * 500_000 + "w2"
     model = load_tiny("tiny-bert")
-    wanted = model.tokenize(["w1 w2"], 64, True)[0].ids
+    wanted = model.tokenize(["w1 w2"], TextLimits(64))[0].ids
     for truncate in (True, False):
-        assert model.tokenize([text], 64, truncate)[0].ids == wanted
+        assert model.tokenize([text], TextLimits(64, truncate))[0].ids == wanted
 
 
 def test_the_prompt_is_part_of_the_limit_and_only_its_tokens_are_left_out(
@@ -196,9 +199,9 @@ def test_the_prompt_is_part_of_the_limit_and_only_its_tokens_are_left_out(
 ) -> None:
     model = load_tiny("tiny-prompts")
     prompt = model.prompt("query", None, None)
-    (short,) = model.tokenize(["w1"], 64, True, prompt=prompt)
-    (cut,) = model.tokenize(["w1 " * 100], 64, True, prompt=prompt)
-    (bare,) = model.tokenize(["w1"], 64, True)
+    (short,) = model.tokenize(["w1"], TextLimits(64), prompt=prompt)
+    (cut,) = model.tokenize(["w1 " * 100], TextLimits(64), prompt=prompt)
+    (bare,) = model.tokenize(["w1"], TextLimits(64))
     assert short.num_prompt == cut.num_prompt == len(short.ids) - 2  # w1 and the end
     assert (len(cut.ids), bare.num_prompt) == (64, 0)
     assert cut.ids[: cut.num_prompt] == short.ids[: short.num_prompt]
@@ -210,14 +213,14 @@ def test_stored_truncation_and_padding_are_switched_off(copy_tiny: Folders) -> N
     backend.enable_padding(length=32)
     backend.enable_truncation(4)
     backend.save(str(folder / "tokenizer.json"))
-    (got,) = Tokenizer(folder).encode(["w1 w2 w3 w4 w5"], 64, truncate=True)
+    (got,) = encode(Tokenizer(folder), ["w1 w2 w3 w4 w5"], 64)
     assert len(got) == 7
 
 
 def test_a_text_that_has_no_tokens_at_all_gets_one(copy_tiny: Folders) -> None:
     """A reranker's tokenizer adds none to an empty text; a sequence of none cannot run."""
     tokenizer = Tokenizer(copy_tiny("tiny-qwen3-reranker"))
-    (got,) = tokenizer.encode([""], 64, truncate=True)
+    (got,) = encode(tokenizer, [""], 64)
     assert tokenizer.token_texts(got) == ["<|im_end|>"]
 
 
@@ -235,5 +238,5 @@ def test_a_tokenizer_without_its_fast_file_is_made_from_the_slow_one(
     (tmp_path / "vocab.txt").write_text(lines, encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     texts = ["w1 w2", "Hello, World!"]
-    got = Tokenizer(tmp_path).encode(texts, 64, truncate=True)
-    assert got == Tokenizer(source).encode(texts, 64, truncate=True)
+    got = encode(Tokenizer(tmp_path), texts, 64)
+    assert got == encode(Tokenizer(source), texts, 64)

@@ -18,7 +18,7 @@ from engine.loading import LoadOptions, load_model
 from engine.model import EmbeddingModel, RerankingModel
 from engine.published import PUBLISHED, Example, Published, find_published
 from engine.records import PAIRS, TEXTS, BadRecord, Record, read_record, write_record
-from engine.tokens import PairLimits
+from engine.tokens import PairLimits, TextLimits
 from engine.verify import LIMITS, Check, WrongKind, check_published, check_record, record_answers
 from engine.views import dense_score
 from tests.engine.conftest import CPU
@@ -219,7 +219,7 @@ def test_published_pairs_run_query_by_query_through_the_models_own_prompt(
     framed = [f"Instruct: {task}\nQuery:{query}" for query in example.queries]
 
     def vector(text: str) -> Any:
-        return model.run(model.tokenize([text], model.max_length, True))[0].dense
+        return model.run(model.tokenize([text], TextLimits(model.max_length)))[0].dense
 
     rows = tuple(
         tuple(dense_score(vector(query), vector(document)) for document in example.documents)

@@ -1,0 +1,202 @@
+"""A long step pauses; a short job that has come meanwhile runs there and then, and little more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+
+import pytest
+
+from batcher.job import Job
+from batcher.lane import Lane, LaneClosed, Pause, StepFailed
+from batcher.share import HalfShare
+
+PATIENCE_S = 30.0
+URGENT = 4
+LONG = 100  # tokens of a bulk sequence
+
+
+class Scripted:
+    """Runs steps; at each pause of a long one it calls what the test has put there."""
+
+    def __init__(self) -> None:
+        self.lane: Lane
+        self.log: list[str] = []
+        self.at_pauses: list[Callable[[], None]] = []
+        self.saw_pause: list[bool] = []
+        self.fails: set[str] = set()
+
+    def run(self, group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        name = f"{group}:{','.join(payloads)}"
+        self.log.append(f"begin {name}")
+        self.saw_pause.append(pause is not None)
+        if pause is not None:
+            for at_pause in self.at_pauses:
+                at_pause()
+                pause()
+        if self.fails & set(payloads):
+            raise RuntimeError("no")
+        self.log.append(f"end {name}")
+        return [payload.upper() for payload in payloads]
+
+
+@pytest.fixture
+def engine() -> Iterator[Scripted]:
+    engine = Scripted()
+    engine.lane = Lane(engine.run, 1000, max_urgent_tokens=URGENT)
+    yield engine
+    engine.lane.stop(PATIENCE_S)
+
+
+class Waiting:
+    """A job and its end."""
+
+    def __init__(self, lane: Lane, group: str, *payloads: str, cost: int = 1) -> None:
+        self.ended = threading.Event()
+        self.job = Job(group, payloads, [cost] * len(payloads))
+        self.job.on_end = self.ended.set
+        lane.submit(self.job)
+
+    def rows(self) -> list[str]:
+        assert self.ended.wait(PATIENCE_S)
+        assert self.job.error is None
+        return self.job.rows
+
+
+def test_a_short_job_runs_inside_a_long_step(engine: Scripted) -> None:
+    short: list[Waiting] = []
+    engine.at_pauses = [lambda: short.append(Waiting(engine.lane, "m", "q"))]
+    bulk = Waiting(engine.lane, "m", "b", cost=LONG)
+    assert bulk.rows() == ["B"]
+    assert short[0].rows() == ["Q"]
+    assert engine.log == ["begin m:b", "begin m:q", "end m:q", "end m:b"]
+    assert engine.lane.num_yields == 1
+
+
+def test_another_models_job_does_too(engine: Scripted) -> None:
+    short: list[Waiting] = []
+    engine.at_pauses = [lambda: short.append(Waiting(engine.lane, "other", "q"))]
+    bulk = Waiting(engine.lane, "m", "b", cost=LONG)
+    bulk.rows()
+    assert short[0].rows() == ["Q"]
+    assert engine.log[1] == "begin other:q"
+
+
+def test_a_nested_step_does_not_pause_itself(engine: Scripted) -> None:
+    engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert engine.saw_pause == [True, False]
+
+
+def submit_all(lane: Lane, count: int, cost: int = 1) -> None:
+    for i in range(count):
+        Waiting(lane, "m", f"q{i}", cost=cost)
+
+
+def test_several_short_jobs_share_a_nested_step_up_to_the_limit(engine: Scripted) -> None:
+    engine.at_pauses = [lambda: submit_all(engine.lane, 3, cost=2)]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert engine.log[1] == "begin m:q0,q1"
+    assert engine.lane.stop(PATIENCE_S)
+    assert engine.log[-1] == "end m:q2"
+
+
+def test_a_longer_job_waits_for_the_end_of_the_step(engine: Scripted) -> None:
+    late: list[Waiting] = []
+    engine.at_pauses = [lambda: late.append(Waiting(engine.lane, "m", "x", cost=URGENT + 1))]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert late[0].rows() == ["X"]
+    assert engine.log == ["begin m:b", "end m:b", "begin m:x", "end m:x"]
+    assert engine.lane.num_yields == 0
+
+
+def test_the_last_texts_of_a_bulk_job_are_not_urgent(engine: Scripted) -> None:
+    bulk: list[Waiting] = []
+    engine.at_pauses = [lambda: bulk.append(Waiting(engine.lane, "m", *"abcdef"))]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert bulk[0].rows() == list("ABCDEF")
+    assert engine.lane.num_yields == 0
+
+
+def test_a_short_step_does_not_pause(engine: Scripted) -> None:
+    Waiting(engine.lane, "m", "a", cost=2 * URGENT).rows()
+    assert engine.saw_pause == [False]
+
+
+def test_without_an_urgent_limit_nothing_pauses() -> None:
+    engine = Scripted()
+    engine.lane = Lane(engine.run, 1000)
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    engine.lane.stop(PATIENCE_S)
+    assert engine.saw_pause == [False]
+
+
+def test_a_nested_step_that_fails_leaves_the_long_one_alone(engine: Scripted) -> None:
+    short: list[Waiting] = []
+    engine.fails = {"q"}
+    engine.at_pauses = [lambda: short.append(Waiting(engine.lane, "m", "q"))]
+    assert Waiting(engine.lane, "m", "b", cost=LONG).rows() == ["B"]
+    assert isinstance(short[0].job.error, StepFailed)
+
+
+def test_a_long_step_that_fails_leaves_the_nested_one_alone(engine: Scripted) -> None:
+    short: list[Waiting] = []
+    engine.fails = {"b"}
+    engine.at_pauses = [lambda: short.append(Waiting(engine.lane, "m", "q"))]
+    bulk = Waiting(engine.lane, "m", "b", cost=LONG)
+    assert bulk.ended.wait(PATIENCE_S)
+    assert isinstance(bulk.job.error, StepFailed)
+    assert short[0].rows() == ["Q"]
+
+
+def test_a_short_job_that_is_cancelled_does_not_run(engine: Scripted) -> None:
+    def come_and_go() -> None:
+        waiting = Waiting(engine.lane, "m", "q")
+        engine.lane.cancel(waiting.job)
+
+    engine.at_pauses = [come_and_go]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert engine.log == ["begin m:b", "end m:b"]
+
+
+def test_a_lane_that_stops_fails_both(engine: Scripted) -> None:
+    at_pause, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        Waiting(engine.lane, "m", "q")
+        at_pause.set()
+        assert go_on.wait(PATIENCE_S)
+
+    engine.at_pauses = [hold]
+    bulk = Waiting(engine.lane, "m", "b", cost=LONG)
+    assert at_pause.wait(PATIENCE_S)
+    engine.lane.stop(0.0)
+    go_on.set()
+    assert bulk.ended.wait(PATIENCE_S)
+    assert isinstance(bulk.job.error, LaneClosed)
+    assert engine.lane.num_open_jobs == 0
+
+
+def test_the_share_is_half_and_a_quiet_time_saves_little() -> None:
+    share = HalfShare()
+    assert share.may_begin
+    share.spend(0.3)
+    assert not share.may_begin
+    share.earn(0.2)
+    assert not share.may_begin
+    share.earn(0.2)
+    assert share.may_begin
+    share.earn(1000)
+    share.spend(1.0)
+    assert share.may_begin
+    share.spend(0.1)
+    assert not share.may_begin
+
+
+def test_urgent_work_that_has_spent_its_half_waits(engine: Scripted) -> None:
+    share = HalfShare()
+    share.spend(1000)
+    engine.lane._share = share
+    engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
+    Waiting(engine.lane, "m", "b", cost=LONG).rows()
+    assert engine.log[:2] == ["begin m:b", "end m:b"]
