@@ -22,20 +22,23 @@ from api import (
     operations,
     page,
     rerank,
+    score,
     tei,
     tei_info,
     tokens,
 )
 from api.access import Cors, KeyGate
+from api.direct import DirectRoutes
+from api.entrance import Entrance
 from api.lifecycle import lifespan
 from api.middleware import RequestFrame
 from api.service import Service
+from api.setting_sources import BadSetting, read_flags
 from api.version import server_version
-from settings import BadSetting, read_flags
 
 # Routes are tried in this order: those that people wait for come first.
 _DIALECTS = (
-    *(openai, ollama, rerank, tei, tokens),
+    *(openai, ollama, rerank, score, tei, tokens),
     *(ollama_models, ollama_running, tei_info, operations, page),
 )
 
@@ -50,7 +53,8 @@ def create_app() -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for layer in (KeyGate, Cors, RequestFrame):  # the last one sees a request first
+    app.add_middleware(DirectRoutes, routers=[dialect.router for dialect in _DIALECTS])
+    for layer in (Entrance, KeyGate, Cors, RequestFrame):  # the last one sees a request first
         app.add_middleware(layer, service=service)
     for dialect in _DIALECTS:
         app.include_router(dialect.router)

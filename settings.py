@@ -2,17 +2,13 @@
 
 Each is an environment variable `EMBEDDING_<NAME>`, a line of `.env`, or a flag of `embedding
 serve`.
-A bad value refuses to start and names the variable. Must not import torch.
+A bad value refuses to start and names the variable (api/setting_sources.py). Must not import torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,20 +17,16 @@ from pydantic import (
     ByteSize,
     Field,
     SecretStr,
-    ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.callers import check_keys, check_origins, split
 from api.durations import parse_keep_alive
 
 PREFIX = "EMBEDDING_"
-
-
-class BadSetting(Exception):
-    """One or more settings cannot be used; the text names the variables."""
 
 
 def _parse_keep_alive_setting(value: Any) -> Any:
@@ -126,8 +118,10 @@ class Settings(_Yield):
     load_timeout_s: float = Field(
         300.0, gt=0, le=86400, description="seconds that a request waits for its model to load"
     )
-    max_step_tokens: int = Field(
-        1024, ge=1, le=1 << 20, description="tokens that run together; more gains nothing on a CPU"
+    max_step_tokens: Literal["auto"] | int = Field(
+        "auto",
+        description="tokens that run together; auto finds, while running, the fewest within 3 % of "
+        "the best rate",
     )
     max_urgent_tokens: int = Field(
         64, ge=1, le=4096, description="tokens of a job that may run between a long step's layers"
@@ -141,6 +135,28 @@ class Settings(_Yield):
     )
     max_colbert_tokens: int = Field(
         32_768, ge=1, description="tokens in one request that asks for ColBERT vectors"
+    )
+    max_queue_tokens: int = Field(
+        8_388_608,
+        ge=1,
+        description="tokens of all open requests together; more are refused with 429, but for one "
+        "request alone. By default as many as one request may have: some 0.4 GB of token ids",
+    )
+    max_queue_jobs: int = Field(
+        4096,
+        ge=1,
+        description="requests that compute or wait to; more are refused with 429 before their "
+        "body is read. On a CPU still more would wait for minutes",
+    )
+    request_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds that a request may take; what cannot be done by then is not started. "
+        "A request may ask for less in x-request-timeout",
+    )
+    cache_bytes: ByteSize = Field(
+        ByteSize(0), ge=0, description="memory for vectors and scores of recent texts, e.g. 256MB"
     )
     max_body_bytes: int = Field(64 << 20, ge=1024, description="bytes of one request's body")
     token_ids: Literal["accept", "reject"] = Field(
@@ -202,14 +218,15 @@ class Settings(_Yield):
         check_origins(origins)
         return origins
 
-    @field_validator("threads", mode="before")
+    @field_validator("threads", "max_step_tokens", mode="before")
     @classmethod
-    def _read_threads(cls, threads: Any) -> Any:
-        value = str(threads).strip().lower()
+    def _read_auto(cls, number: Any, info: ValidationInfo) -> Any:
+        most = 1024 if info.field_name == "threads" else 1 << 20
+        value = str(number).strip().lower()
         if value == "auto":
             return value
-        if not value.isdecimal() or not 1 <= int(value) <= 1024:
-            raise ValueError("must be auto, or 1 to 1024")
+        if not value.isdecimal() or not 1 <= int(value) <= most:
+            raise ValueError(f"must be auto, or 1 to {most}")
         return int(value)
 
     @field_validator(
@@ -237,58 +254,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def read_flags(arguments: list[str]) -> ServeFlags:
-    """Flags over the environment. Prints and exits on --help; raises BadSetting."""
-    with _naming_variables():
-        return ServeFlags(
-            _cli_parse_args=arguments,  # type: ignore[call-arg]
-            _cli_prog_name="embedding serve",
-        )
-
-
-def read_settings(**overrides: Any) -> Settings:
-    """Settings from the environment. Raises BadSetting that names every variable at fault."""
-    with _naming_variables():
-        return Settings(**overrides)
-
-
-@contextlib.contextmanager
-def _naming_variables() -> Iterator[None]:
-    try:
-        yield
-    except ValidationError as error:
-        raise BadSetting(describe(error)) from error
-    except SettingsError as error:
-        field = re.search(r'for field "(\w+)"', str(error))
-        name = f"{PREFIX}{field[1].upper()}: not valid JSON: " if field else ""
-        raise BadSetting(f"{name}{error}") from error
-    except UnicodeDecodeError as error:
-        raise BadSetting(f".env is not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-_SECRET = {f"{PREFIX}API_KEY"}
-
-
-def describe(error: ValidationError) -> str:
-    """One line a fault: `EMBEDDING_THREADS: … (got 'many')`."""
-    faults: dict[str, str] = {}
-    for fault in error.errors():
-        name = PREFIX + str(fault["loc"][0]).upper().replace("-", "_")
-        message = fault["msg"].removeprefix("Value error, ")
-        got = "" if name in _SECRET else f" (got {fault['input']!r})"
-        faults.setdefault(name, f"{name}: {message}{got}")
-    return "; ".join(faults.values())
-
-
-def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A line for each EMBEDDING_ variable that is no setting: likely a slip of the pen."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
-    lines = []
-    for name in sorted(environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"{name} is no setting and is ignored{hint}")
-    return lines

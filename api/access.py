@@ -20,7 +20,7 @@ from api.service import Service
 # No user's text goes in or out here: the page and its files, the state, the documentation.
 OPEN_PATHS = frozenset(
     {
-        *("/", "/health", "/live", "/ready", "/metrics", "/favicon.ico"),
+        *("/", "/health", "/live", "/ready", "/metrics"),
         *("/docs", "/docs/oauth2-redirect", "/openapi.json"),
     }
 )

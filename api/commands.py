@@ -16,13 +16,14 @@ from typing import Any
 from api import logs
 from api.lifecycle import open_engine, overrides_of
 from api.listing import align, as_json, as_table, list_folder
+from api.setting_sources import read_settings, unknown_variables
 from engine import records, verify
 from engine.devices import DeviceError
 from engine.errors import ModelError
 from engine.published import PUBLISHED, find_published
 from engine.recipe import read_recipe
 from engine.store import ModelFolder, find_models
-from settings import Settings, read_settings, unknown_variables
+from settings import Settings
 
 log = logging.getLogger("embedding")
 

@@ -24,7 +24,9 @@ from api.dialects import (
 )
 from api.loads import LoadFailed
 from api.residents import LoadTimeout, NoRoom
-from batcher.lane import LaneClosed, StepFailed
+from batcher.admission import Overloaded
+from batcher.lane import LaneClosed
+from batcher.steps import RowFailed, StepFailed
 from engine.errors import BadPrompt, BadTokenIds, NoTokens, TextTooLong
 
 log = logging.getLogger("embedding.api")
@@ -64,7 +66,10 @@ _ERRORS: dict[int | str, str] = {
     401: "an API key is set and this request has another or none",
     404: "unknown model",
     413: "body too large",
-    503: "starting, stopping, the model is loading, or there is no memory for it",
+    429: "the queue is full, or the request cannot be done in time; Retry-After tells when to ask "
+    "again, in seconds",
+    503: "starting, stopping, the model is loading, there is no memory for it, or the request's "
+    "timeout (x-request-timeout, seconds) has passed",
 }
 
 
@@ -117,12 +122,16 @@ def to_api_error(error: Exception) -> ApiError:
         return BadRequest(str(error))
     if isinstance(error, (LaneClosed, LoadFailed, NoRoom)):
         return ApiError(503, str(error))
+    if isinstance(error, Overloaded):
+        return ApiError(429, str(error), {"Retry-After": str(error.retry_after_s)})
     if isinstance(error, LoadTimeout):
         return ApiError(503, str(error), {"Retry-After": "10"})
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, _http_text(error), dict(error.headers or {}))
     if isinstance(error, RequestValidationError):
         return BadRequest("; ".join(str(e.get("msg")) for e in error.errors()))
+    if isinstance(error, RowFailed):
+        return ApiError(500, str(error))
     if isinstance(error, StepFailed):
         return ApiError(500, "the model failed on this request; the server's log has the details")
     return ApiError(500, _SAYS_NOTHING)

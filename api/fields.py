@@ -60,6 +60,9 @@ class Body(BaseModel):
     keep_alive: KeepAlive = None
 
 
+_JINA_TASKS = ("retrieval.query", "retrieval.passage")
+
+
 class PromptFields(BaseModel):
     """What is put before a text; at most one of the three has an effect."""
 
@@ -67,20 +70,23 @@ class PromptFields(BaseModel):
     input_type: str | None = Field(
         None, description="query, document, search_query, search_document, …: the model's prompt"
     )
+    task: str | None = Field(None, description="Jina's word for it; other tasks are ignored")
     instruction: str | None = Field(
         None, description="a task for queries, in the model's own frame where it has one"
     )
 
     def prompt_choice(self) -> PromptChoice:
         """Empty ones are as absent."""
+        task = self.task if self.task in _JINA_TASKS else None
         return PromptChoice(
-            self.prompt_name or None, self.input_type or None, self.instruction or None
+            self.prompt_name or None, self.input_type or task, self.instruction or None
         )
 
 
 class TruncateFields(BaseModel):
     """How vLLM's and OpenAI-like clients say where a text is cut."""
 
+    truncate: bool | None = Field(None, description="false: a text too long is an error")
     truncate_prompt_tokens: WholeNumber | None = Field(
         None, description="longest text or pair in tokens; -1: the model's limit"
     )

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from engine.views import Views, dense_rows
 
 # Items, and what turns a part of them, given the index of its first, into tokens.
 Work = tuple[Sequence[Any], Callable[[list[Any], int], Sequence[TokenIds]]]
+
+T = TypeVar("T")
 
 _MANY = 64  # sequences whose costs are worth a thread
 
@@ -175,8 +177,24 @@ async def run(
     works: Sequence[Work],
     views: tuple[str, ...] = (),
 ) -> tuple[list[Any], Cost]:
-    """Rows of all works' items, one after the other, as one job."""
+    """Rows of all works' items, one after the other, as one job.
+
+    Raises Overloaded as soon as its tokens are too many for what the queue has left, or too many to
+    be done in time.
+    """
     start = time.perf_counter()
+    tokens = await _tokenized(service, serving, works, views)
+    tokenized = time.perf_counter()
+    rows, job = await _rows(service, serving, tokens)
+    wait_s, run_s = job.started_at - job.queued_at, job.ended_at - job.started_at
+    service.metrics.count_job(wait_s, run_s)
+    num_tokens = sum(len(t.ids) for t in tokens)
+    return rows, Cost(num_tokens, (tokenized - start) * 1e3, wait_s * 1e3, run_s * 1e3)
+
+
+async def _tokenized(
+    service: Service, serving: Serving, works: Sequence[Work], views: tuple[str, ...]
+) -> list[TokenIds]:
     tokens: list[TokenIds] = []
     limits = [("max_request_tokens", serving.settings.max_request_tokens)]
     if "colbert" in views or "tokens" in views:
@@ -192,22 +210,37 @@ async def run(
                         f"the request has {num_tokens} tokens or more, the limit is {limit} "
                         f"({name})"
                     )
-    tokenized = time.perf_counter()
-    costs = await _costs(service, serving.model, tokens)
-    job = Job(serving.resident, tokens, costs, [len(t.ids) for t in tokens])
-    await run_job(serving.lane, job)
-    service.metrics.count_job(job.started_at - job.queued_at, job.ended_at - job.started_at)
-    cost = Cost(
-        num_tokens=num_tokens,
-        tokenization_ms=(tokenized - start) * 1e3,
-        queue_ms=(job.started_at - job.queued_at) * 1e3,
-        inference_ms=(job.ended_at - job.started_at) * 1e3,
-    )
-    return job.rows, cost
+            serving.place.hold(num_tokens)
+    return tokens
 
 
-async def _costs(service: Service, model: Any, tokens: list[TokenIds]) -> list[int]:
-    if len(tokens) <= _MANY:
-        return list(model.costs(tokens))
-    loop = asyncio.get_running_loop()
-    return list(await loop.run_in_executor(service.tokenizer_thread, model.costs, tokens))
+async def _rows(
+    service: Service, serving: Serving, tokens: list[TokenIds]
+) -> tuple[list[Any], Job]:
+    """A row a sequence; the job computed those that the cache did not have."""
+    cache, loaded = service.row_cache, serving.resident.loaded
+    keys = await _computed(service, len(tokens), lambda: [each.key() for each in tokens])
+    rows = cache.find(loaded, keys) if cache.is_on else [None] * len(tokens)
+    places = [place for place, row in enumerate(rows) if row is None]
+    missing = [tokens[place] for place in places]
+    costs = await _computed(service, len(missing), lambda: list(serving.model.costs(missing)))
+    alone = [len(t.ids) for t in missing]
+    job = Job(serving.resident, missing, costs, alone, [keys[place] for place in places], places)
+    try:
+        if missing:
+            serving.place.hold(sum(costs), serving.left_s)
+            await run_job(serving.lane, job)
+    finally:
+        serving.place.release()
+    for place, row in zip(places, job.rows, strict=True):
+        rows[place] = row
+    if cache.is_on:
+        cache.keep(loaded, job.keys or (), job.rows)
+    return rows, job
+
+
+async def _computed(service: Service, num_tokens: int, work: Callable[[], list[T]]) -> list[T]:
+    """On a thread where there are many."""
+    if num_tokens <= _MANY:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(service.tokenizer_thread, work)

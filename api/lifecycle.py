@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,13 @@ from fastapi import FastAPI
 from api import logs
 from api.catalog import Catalog
 from api.draining import drain_on_signals
-from api.residents import NoRoom, Resident, Residents, on_daemon_thread
+from api.model_steps import run_step
+from api.residents import NoRoom, Residents, on_daemon_thread
 from api.service import Service
-from batcher.lane import Lane, Pause
+from api.setting_sources import BadSetting, read_settings, unknown_variables
+from api.supervision import supervise
+from batcher.budget import StepBudget
+from batcher.lane import Lane
 from engine import memory
 from engine.cpus import count_cpus
 from engine.devices import DeviceError, prepare_autoload
@@ -30,8 +34,7 @@ from engine.environment import prepare_environment
 from engine.errors import ModelError
 from engine.recipe import Overrides
 from engine.store import ModelFolder, default_models, find_models
-from engine.yielding import pausing
-from settings import BadSetting, Settings, read_settings, unknown_variables
+from settings import Settings
 
 log = logging.getLogger("embedding")
 
@@ -42,14 +45,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     stop = drain_on_signals(service)
     starting = asyncio.create_task(_start(service, stop))
+    supervising = asyncio.create_task(_supervise(service, starting))
     yield
     starting.cancel()
+    supervising.cancel()
     service.drain()
     if service.lane is not None:
         await asyncio.to_thread(service.lane.stop, 0.0)
     if service.residents is not None:
         await service.residents.close()
     service.tokenizer_thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _supervise(service: Service, starting: asyncio.Task[None]) -> None:
+    await starting
+    if service.lane is not None:
+        await supervise(service.lane)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class Engine:
     measure: Callable[[ModelFolder], int]
     release: Callable[[], None]
     on_lane_start: Callable[[], None]
+    is_out_of_memory: Callable[[BaseException], bool]
     yields: bool
 
 
@@ -86,10 +98,12 @@ async def _start(service: Service, stop: Callable[[int], None]) -> None:
         pinned = await _pin(service, residents, candidates, all_of_them=bool(named))
         lane = Lane(
             run_step,
-            settings.max_step_tokens,
+            step_budget(settings),
             max_urgent_tokens=settings.max_urgent_tokens if engine.yields else 0,
             on_start=engine.on_lane_start,
             on_step=service.metrics.count_step,
+            is_out_of_memory=engine.is_out_of_memory,
+            free=engine.release,
         )
         catalog = Catalog(settings.models_dir, pinned, overrides_of(settings))
         service.start(catalog, residents, lane)
@@ -166,26 +180,18 @@ def open_engine(settings: Settings) -> Engine:
         measure=lambda folder: memory.model_bytes(folder.path, num_bytes),
         release=lambda: memory.release(device.kind),
         on_lane_start=lambda: loading.set_threads(threads),
+        is_out_of_memory=loading.is_out_of_memory,
         yields=settings.yields == "on" or (settings.yields == "auto" and device.kind == "cpu"),
     )
 
 
+def step_budget(settings: Settings) -> StepBudget | int:
+    """Found while running, or as set."""
+    return StepBudget() if settings.max_step_tokens == "auto" else settings.max_step_tokens
+
+
 def overrides_of(settings: Settings) -> Overrides:
     return Overrides(settings.pooling, settings.max_length, settings.prompts)
-
-
-def run_step(group: Hashable, payloads: list[Any], pause: Pause | None) -> Any:
-    """The lane's: a group of the plan is a resident model."""
-    assert isinstance(group, Resident)
-    group.num_running += 1
-    try:
-        model = group.model
-        if model is None:  # every job of the step was cancelled just now, and its lease ended
-            return [None] * len(payloads)
-        with pausing(pause):
-            return model.run(payloads)
-    finally:
-        group.num_running -= 1
 
 
 def _refuse_to_start(service: Service, stop: Callable[[int], None], reason: str) -> None:

@@ -45,6 +45,7 @@ class Metrics:
         self.step_sequences = self._histogram("step_sequences", "Texts or pairs in a step", _SIZES)
         self.step_seconds = self._histogram("step_seconds", "A step's forward", _SECONDS)
         self.registry.register(_State(service))
+        self._rate = service.rate
         ProcessCollector(registry=self.registry)
         self.num_tokens = 0  # of all models
         # What is entered once an answer is on its way, so that no answer waits for it.
@@ -73,6 +74,8 @@ class Metrics:
         """Called on the lane's thread, where somebody waits for its lock."""
         model, num_tokens, num_sequences = _name(step.group), step.num_tokens, len(step.members)
         self.num_tokens += num_tokens
+        if is_done:
+            self._rate.count(num_tokens, seconds)
         self._waiting.append(
             lambda: self._enter_step(model, num_tokens, num_sequences, seconds, is_done)
         )
@@ -84,7 +87,7 @@ class Metrics:
         return encode(self.registry), media_type
 
     def _enter_waiting(self) -> None:
-        with contextlib.suppress(IndexError):
+        with contextlib.suppress(IndexError):  # another thread may be at it, too
             while True:
                 self._waiting.popleft()()
 
@@ -133,6 +136,27 @@ class _State:
             yield CounterMetricFamily(
                 "embedding_cancelled", "Jobs whose client left first", lane.num_cancelled
             )
+        if service.admission is not None:
+            admission = service.admission
+            yield GaugeMetricFamily(
+                "embedding_open_jobs", "Requests that compute or wait to", admission.num_jobs
+            )
+            yield CounterMetricFamily(
+                "embedding_refused", "Requests answered 429", admission.num_refused
+            )
+            yield CounterMetricFamily(
+                "embedding_yields", "Short steps inside long ones", lane.num_yields
+            )
+            yield CounterMetricFamily(
+                "embedding_shared", "Rows that an identical sequence gave", lane.num_shared
+            )
+            yield CounterMetricFamily(
+                "embedding_splits", "Steps run again in halves for memory", lane.num_splits
+            )
+        cache = service.row_cache
+        yield CounterMetricFamily("embedding_cache_hits", "Rows from the cache", cache.num_hits)
+        yield CounterMetricFamily("embedding_cache_misses", "Rows not in it", cache.num_misses)
+        yield GaugeMetricFamily("embedding_cache_bytes", "Memory of the cache", cache.num_bytes)
         if service.residents is not None:
             models = [r for r in service.residents.resident() if r.model is not None]
             yield GaugeMetricFamily("embedding_resident_models", "Models in memory", len(models))

@@ -193,7 +193,7 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
     """Blocking: reads the weights' headers. `num_bytes` in memory, else those on disk."""
     assert entry.recipe is not None
     path, family = entry.folder.path, entry.recipe.family
-    size = _bytes_on_disk(path) if num_bytes is None else num_bytes
+    on_disk = _bytes_on_disk(path)
     modified = (path / "config.json").stat().st_mtime
     name = f"{entry.folder.name}:latest"
     details = {
@@ -203,12 +203,12 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
         "parameter_size": f"{num_values(path) / 1e6:.0f}M",
         "quantization_level": "F32",
     }
-    digest = hashlib.sha256(f"{name} {size} {modified}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{name} {on_disk} {modified}".encode()).hexdigest()
     return {
         "name": name,
         "model": name,
         "modified_at": iso(modified),
-        "size": size,
+        "size": on_disk if num_bytes is None else num_bytes,
         "digest": digest,
         "details": details,
     }

@@ -119,6 +119,7 @@ def _wanted(body: EmbeddingsBody, inputs: Inputs, outputs: tuple[str, ...]) -> E
     return EmbedRequest(
         inputs.texts,
         token_ids=inputs.token_ids,
+        truncate=body.truncate is not False,
         max_length=body.max_length(),
         truncation_side=body.truncation_side or "right",
         add_special_tokens=body.add_special_tokens is not False,

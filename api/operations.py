@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,6 +19,7 @@ _HEALTHY = {
     "model": "bge-m3",
     "resident": [{"model": "bge-m3", "device": "cpu", "dim": 1024, "max_length": 8192}],
     "failed": {},
+    "open_jobs": 0,
     "waiting_jobs": 0,
     "waiting_tokens": 0,
     "computed_tokens": 120000,
@@ -51,6 +53,7 @@ async def health(request: Request) -> JSONResponse:
     assert service.catalog is not None
     assert service.residents is not None
     assert service.lane is not None
+    assert service.admission is not None
     default = service.catalog.default
     resident = service.residents.get(default.name)
     body: dict[str, Any] = {"status": "ok", "model": default.name, **_describe(resident)}
@@ -58,6 +61,7 @@ async def health(request: Request) -> JSONResponse:
         body["stand_in"] = "no model in the models folder: this small one stands in for yours"
     body["resident"] = [_describe(r) for r in service.residents.resident()]
     body["failed"] = service.residents.failures
+    body["open_jobs"] = service.admission.num_jobs
     body["waiting_jobs"] = service.lane.num_waiting_jobs
     body["waiting_tokens"] = service.lane.num_waiting_tokens
     body["computed_tokens"] = service.metrics.num_tokens
@@ -94,7 +98,8 @@ async def ready(request: Request) -> JSONResponse:
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format, or OpenMetrics when asked for."""
     service: Service = request.app.state.service
-    content, media_type = service.metrics.write(request.headers.get("accept", ""))
+    accept = request.headers.get("accept", "")
+    content, media_type = await asyncio.to_thread(service.metrics.write, accept)
     return Response(content, 200, None, media_type)
 
 
@@ -110,5 +115,8 @@ def _describe(resident: Resident | None) -> dict[str, Any]:
     return {} if resident is None or resident.model is None else resident.model.describe()
 
 
-for _path, _route in (("/health", health), ("/live", live), ("/ready", ready)):
+for _path, _route in (
+    *(("/health", health), ("/live", live), ("/ready", ready)),
+    ("/metrics", metrics),
+):
     router.add_api_route(_path, _route, methods=["HEAD"], include_in_schema=False)

@@ -1,4 +1,4 @@
-"""POST /rerank and /score, as vLLM, Jina and Cohere clients call them, with and without /v1, /v2.
+"""POST /rerank, as vLLM, Jina and Cohere clients call it, with and without /v1, /v2.
 
 Reads and writes that dialect and nothing more; the work is in api/scoring.py. A request with
 `texts` is for api/tei.py, whose /rerank this also is.
@@ -6,7 +6,6 @@ Reads and writes that dialect and nothing more; the work is in api/scoring.py. A
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api import schema, tei, writing
-from api.body import check, read_object, read_request
+from api.body import check, read_object
 from api.dialects import speaks
 from api.errors import BadRequest
 from api.fields import Body, TruncateFields, Usage, WholeNumber, usage
@@ -45,8 +44,8 @@ class ViewWeights(BaseModel):
         return value
 
 
-class _Body(Body, TruncateFields):
-    """What both routes take."""
+class RelevanceBody(Body, TruncateFields):
+    """What /rerank and /score both take."""
 
     instruction: str | None = Field(None, description="the task, for models that take one")
     raw_scores: bool | None = Field(None, description="true: no sigmoid")
@@ -67,7 +66,7 @@ class _Body(Body, TruncateFields):
         return weights
 
 
-class RerankBody(_Body):
+class RerankBody(RelevanceBody):
     """POST /rerank"""
 
     query: str
@@ -75,18 +74,6 @@ class RerankBody(_Body):
     top_n: WholeNumber | None = Field(None, description="the best so many; all when absent or 0")
     return_documents: bool | None = Field(None, description="default true")
     max_tokens_per_doc: WholeNumber | None = Field(None, description="documents are cut to this")
-
-
-class ScoreBody(_Body):
-    """POST /score: two sides, each a text or a list, under one of four pairs of names."""
-
-    text_1: Any = None
-    text_2: Any = None
-    queries: Any = None
-    documents: Any = None
-    items: Any = None
-    data_1: Any = None
-    data_2: Any = None
 
 
 class RerankedDocument(BaseModel):
@@ -113,25 +100,6 @@ class RerankAnswer(BaseModel):
     meta: dict[str, Any]
 
 
-class ScoreItem(BaseModel):
-    """One pair's score."""
-
-    index: int
-    object: str
-    score: float
-
-
-class ScoreAnswer(BaseModel):
-    """200 of POST /score, in the pairs' order."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    data: list[ScoreItem]
-    usage: Usage
-
-
 def _meta(num_tokens: int) -> dict[str, Any]:
     """As Cohere's and SiliconFlow's clients read it."""
     return {
@@ -147,14 +115,6 @@ _RERANKED = {
     "results": [{"index": 0, "relevance_score": 0.98, "document": {"text": "a bear"}}],
     "usage": {"prompt_tokens": 18, "total_tokens": 18},
     "meta": _meta(18),
-}
-_SCORED = {
-    "id": "score-5c1f",
-    "object": "list",
-    "created": 1795000000,
-    "model": "bge-reranker-v2-m3",
-    "data": [{"index": 0, "object": "score", "score": 0.98}],
-    "usage": {"prompt_tokens": 18, "total_tokens": 18},
 }
 
 
@@ -182,19 +142,20 @@ async def post_rerank(request: Request) -> Response:
         speaks(request, "tei")
         return await tei.rerank(request, service, settings, value)
     body = check(value, RerankBody)
-    documents = [_text(document) for document in body.documents]
+    documents = [text_of(document) for document in body.documents]
     check_texts(documents, settings.max_inputs, "documents")
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
         raise BadRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
     wanted = ScoreRequest(
         [(body.query, document) for document in documents],
+        truncate=body.truncate is not False,
         max_length=body.max_length(),
         max_document=body.max_tokens_per_doc,
         truncation_side=body.truncation_side or "right",
         instruction=body.instruction or None,
         weights=body.view_weights(),
     )
-    name, scored = await _score(service, request, body, wanted)
+    name, scored = await scored_by(service, request, body, wanted)
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "model": name,
@@ -216,46 +177,8 @@ def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dic
     return results
 
 
-@router.post("/v1/score", include_in_schema=False)
-@router.post(
-    "/score",
-    summary="Score pairs of texts; also /v1/score",
-    responses=schema.gives(ScoreAnswer, _SCORED, "openai"),
-    openapi_extra=schema.takes(
-        ScoreBody,
-        one_to_many={"text_1": "a panda", "text_2": ["a bear", "a city"]},
-        many_to_many={"queries": ["a panda", "Paris"], "documents": ["a bear", "a city"]},
-    ),
-)
-async def post_score(request: Request) -> Response:
-    """One score a pair: by a reranker, or by an embedder's cosine or hybrid score."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, ScoreBody, settings.max_body_bytes)
-    wanted = ScoreRequest(
-        _pairs(body, settings.max_inputs),
-        max_length=body.max_length(),
-        truncation_side=body.truncation_side or "right",
-        instruction=body.instruction or None,
-        weights=body.view_weights(),
-        has_sides=body.queries is not None,
-    )
-    name, scored = await _score(service, request, body, wanted)
-    scores = scored.scores(body.is_raw())
-    answer = {
-        "id": f"score-{uuid.uuid4().hex}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": name,
-        "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
-        "usage": usage(scored.cost.num_tokens),
-    }
-    content = await writing.write(answer)
-    return Response(content, 200, scored.cost.headers(), "application/json")
-
-
-async def _score(
-    service: Service, request: Request, body: RerankBody | ScoreBody, wanted: ScoreRequest
+async def scored_by(
+    service: Service, request: Request, body: RelevanceBody, wanted: ScoreRequest
 ) -> tuple[str, Scored]:
     """The model's name as the answer tells it, and the scores."""
     folder = await service.find_reranker(body.model)
@@ -263,34 +186,8 @@ async def _score(
         return body.model or folder.name, await score(service, serving, wanted)
 
 
-def _pairs(body: ScoreBody, max_inputs: int) -> list[tuple[str, str]]:
-    """1:1, 1:N or N:N. Raises 400 otherwise."""
-    names = _PAIR_NAMES
-    given = [(left, right) for left, right in names if getattr(body, left) is not None]
-    given = [pair for pair in given if getattr(body, pair[1]) is not None]
-    if len(given) != 1:
-        known = ", ".join(f"{left}/{right}" for left, right in names)
-        raise BadRequest(f"give exactly one of {known}")
-    sides = []
-    for name in given[0]:
-        value = getattr(body, name)
-        texts = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
-        check_texts(texts, max_inputs, name)
-        sides.append(texts)
-    lefts, rights = sides
-    if not lefts or not rights or (len(lefts) != 1 and len(lefts) != len(rights)):
-        raise BadRequest("Input lengths must be either 1:1, 1:N or N:N")
-    return list(zip(lefts if len(lefts) > 1 else lefts * len(rights), rights, strict=True))
-
-
-_PAIR_NAMES = (
-    ("text_1", "text_2"),
-    ("queries", "documents"),
-    ("queries", "items"),
-    ("data_1", "data_2"),
-)
-
-
-def _text(item: Any) -> Any:
-    """A text, or an object's `text`; what is neither is refused by `check_texts`."""
-    return item.get("text") if isinstance(item, dict) else item
+def text_of(item: Any) -> Any:
+    """A text, or an object's `text`; what is no text is refused by `check_texts`."""
+    if isinstance(item, dict) and "text" not in item:
+        raise BadRequest('a document is a text, or an object with "text"', "documents")
+    return item["text"] if isinstance(item, dict) else item

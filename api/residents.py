@@ -67,6 +67,11 @@ class Resident:
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
     loading: asyncio.Task[_Fault | None] | None = field(default=None, repr=False)
 
+    @property
+    def loaded(self) -> tuple[str, float]:
+        """This loading of the model, apart from those before and after."""
+        return self.name, self.loaded_at
+
     def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()

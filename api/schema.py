@@ -17,11 +17,9 @@ def takes(kind: type[BaseModel], **examples: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
-def gives(
-    kind: Any, example: Any, dialect: Dialect, *, media_type: str = "application/json"
-) -> dict[int | str, dict[str, Any]]:
+def gives(kind: Any, example: Any, dialect: Dialect) -> dict[int | str, dict[str, Any]]:
     """For `responses`: the answer with an example, and the dialect's errors."""
-    success: dict[str, Any] = {"content": {media_type: {"example": example}}}
+    success: dict[str, Any] = {"content": {"application/json": {"example": example}}}
     if kind is not None:
         success["model"] = kind
     return {200: success, **error_responses(dialect)}

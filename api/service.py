@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -18,10 +18,13 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 
 from api.catalog import Catalog, Entry
+from api.deadline import Deadline, given_up_at
 from api.errors import ApiError
 from api.leaving import cancelled_when_client_leaves
 from api.metrics import Metrics
 from api.residents import Resident, Residents
+from api.row_cache import RowCache
+from batcher.admission import Admission, Place, Rate
 from batcher.lane import Lane
 from engine.recipe import Recipe
 from engine.store import ModelFolder
@@ -37,6 +40,8 @@ class TokenIds(Protocol):
 
     @property
     def ids(self) -> Sequence[int]: ...
+
+    def key(self) -> Hashable: ...
 
 
 class Model(Protocol):
@@ -106,12 +111,19 @@ class Serving:
     resident: Resident
     lane: Lane
     settings: Settings
+    place: Place
+    deadline: Deadline | None
 
     @property
     def model(self) -> Any:
         """An Embedder or a Reranker; it is there as long as the lease lasts."""
         assert self.resident.model is not None
         return self.resident.model
+
+    @property
+    def left_s(self) -> float | None:
+        """Of the request's timeout; None without one."""
+        return None if self.deadline is None else self.deadline.left_s()
 
 
 class Service:
@@ -122,17 +134,24 @@ class Service:
         self.catalog: Catalog | None = None
         self.residents: Residents | None = None
         self.lane: Lane | None = None
+        self.rate = Rate()
+        self.admission: Admission | None = None
         self.state = "starting"
         self.reason = "starting"
         self.tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._tokenizer_lock = threading.Lock()
         self.num_requests = 0  # being answered now
         self.num_answered = 0
+        self.row_cache = RowCache(0)
         self.metrics = Metrics(self)
 
     def start(self, catalog: Catalog, residents: Residents, lane: Lane) -> None:
         """From here on requests are served."""
         self.catalog, self.residents, self.lane = catalog, residents, lane
+        assert self.settings is not None
+        max_tokens, max_jobs = self.settings.max_queue_tokens, self.settings.max_queue_jobs
+        self.admission = Admission(max_tokens, max_jobs, self.rate)
+        self.row_cache = RowCache(self.settings.cache_bytes)
         if self.state == "starting":
             self.state, self.reason = "ready", ""
 
@@ -192,18 +211,23 @@ class Service:
     async def lease(
         self, request: Request, folder: ModelFolder, keep_alive_s: float | None = None
     ) -> AsyncIterator[Serving]:
-        """Use a model, loaded first if need be, until the block or its client is gone.
+        """Use a model, loaded first if need be, until the block, its client or its time is gone.
 
-        Raises LoadFailed, LoadTimeout, NoRoom or ClientLeft.
+        Raises LoadFailed, LoadTimeout, NoRoom or ClientLeft, and 503 when its deadline has passed.
         """
         assert self.residents is not None
         assert self.lane is not None
         assert self.settings is not None
+        state, admission = request.scope["state"], self.admission
+        assert admission is not None
+        assert "place" in state, "this route is not in entrance.WORK"
+        place, deadline = state["place"], state["deadline"]
         async with (
             cancelled_when_client_leaves(request),
+            given_up_at(deadline, lambda: admission.retry_after_s),
             self.residents.lease(folder, keep_alive_s) as resident,
         ):
-            yield Serving(resident, self.lane, self.settings)
+            yield Serving(resident, self.lane, self.settings, place, deadline)
 
     async def in_parts(
         self, items: Sequence[T], work: Callable[[list[T], int], Sequence[R]]

@@ -11,6 +11,9 @@ from api import schema
 from api.errors import BadRequest
 from api.service import Service
 from api.version import server_version
+from batcher.budget import CANDIDATES
+
+_MOST = max(CANDIDATES)  # that a step budget of auto may find
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -39,7 +42,7 @@ _INFO = {
     "model_sha": None,
     "model_dtype": "float32",
     "model_type": {"embedding": {"pooling": "cls"}},
-    "max_concurrent_requests": 10000,
+    "max_concurrent_requests": 4096,
     "max_input_length": 8192,
     "max_batch_tokens": 1024,
     "max_batch_requests": None,
@@ -73,9 +76,9 @@ async def get_info(request: Request, model: str | None = None) -> Info:
         model_sha=None,
         model_dtype=_dtype(service, entry.folder.name),
         model_type={"reranker": reranker} if is_reranker else {"embedding": embedding},
-        max_concurrent_requests=settings.max_inputs,
+        max_concurrent_requests=settings.max_queue_jobs,
         max_input_length=recipe.max_length,
-        max_batch_tokens=settings.max_step_tokens,
+        max_batch_tokens=_MOST if settings.max_step_tokens == "auto" else settings.max_step_tokens,
         max_batch_requests=None,
         max_client_batch_size=settings.max_inputs,
         auto_truncate=True,

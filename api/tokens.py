@@ -82,12 +82,14 @@ async def post_tokenize(request: Request) -> Response:
     value = await read_object(request, settings.max_body_bytes)
     if value.get("prompt") is not None:
         speaks(request, "openai")
+        if value.get("inputs") is not None:
+            raise BadRequest("give inputs or prompt, not both", "prompt")
         return await _tokenize_prompt(request, service, check(value, PromptBody))
     speaks(request, "tei")
     body = check(value, TokenizeBody)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if not isinstance(texts, list) or not texts:
-        raise BadRequest("inputs must be a text or a list of texts", "inputs")
+        raise BadRequest("give inputs, a text or a list of texts, or prompt, a text", "inputs")
     _check_lengths(texts, settings, "inputs")
     async with service.lease(request, service.find(body.model), body.keep_alive) as serving:
         prompt = _prompt(serving, body.prompt_name)

@@ -17,8 +17,8 @@ import orjson
 
 T = TypeVar("T")
 
-# Answers of more numbers are written on a thread, so many at a time: about a millisecond each, for
-# which the loop stands still. Measured: bench/results/serialization.json
+# Answers of more numbers are written on a thread, so many at a time: one to two milliseconds each,
+# for which the loop stands still. Measured: bench/results/serialization.json
 LARGE = 32_768
 
 

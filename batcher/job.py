@@ -16,7 +16,8 @@ from batcher.plan import Claim
 class Job:
     """`payloads[i]` costs `costs[i]` tokens and becomes `rows[i]`. Times: perf_counter seconds.
 
-    `alone` is as in `Plan.add`.
+    `alone` is as in `Plan.add`. Sequences of one group with equal `keys` have equal rows.
+    `places` are what the caller counts them by.
     """
 
     __slots__ = (
@@ -27,9 +28,11 @@ class Job:
         "ended_at",
         "error",
         "group",
+        "keys",
         "num_missing",
         "on_end",
         "payloads",
+        "places",
         "queued_at",
         "rows",
         "started_at",
@@ -41,12 +44,17 @@ class Job:
         payloads: Sequence[Any],
         costs: Sequence[int],
         alone: Sequence[int] | None = None,
+        keys: Sequence[Hashable] | None = None,
+        places: Sequence[int] | None = None,
     ) -> None:
         assert len(payloads) == len(costs)
+        assert keys is None or len(keys) == len(payloads)
         self.group = group
         self.payloads = payloads
         self.costs = costs
         self.alone = alone
+        self.keys = keys
+        self.places = range(len(payloads)) if places is None else places
         self.rows: list[Any] = [None] * len(payloads)
         self.num_missing = len(payloads)
         self.on_end: Callable[[], None] = lambda: None
@@ -54,6 +62,9 @@ class Job:
         self.error: Exception | None = None
         self.ended = False
         self.queued_at = self.started_at = self.ended_at = 0.0
+
+    def has_row(self, index: int) -> bool:
+        return self.rows[index] is not None
 
     def set_row(self, index: int, row: Any) -> None:
         self.rows[index] = row

@@ -12,18 +12,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
+from batcher.budget import StepBudget
 from batcher.job import Job
+from batcher.open_jobs import OpenJobs
 from batcher.plan import Plan, Step
 from batcher.share import HalfShare
+from batcher.steps import Member, Pause, RunStep, StepFailed, StepRunner
 
 log = logging.getLogger("embedding.lane")
 
-# Called by a forward between two layers, on the lane's thread.
-Pause = Callable[[], None]
-RunStep = Callable[[Hashable, list[Any], Pause | None], Sequence[Any]]
 OnStep = Callable[[Step, float, bool], None]  # the step, its seconds, whether it gave rows
 
 
@@ -31,19 +31,20 @@ OnStep = Callable[[Step, float, bool], None]  # the step, its seconds, whether i
 _LONG_STEP = 2
 
 
+def _is_memory_error(error: BaseException) -> bool:
+    return isinstance(error, MemoryError)
+
+
 class LaneClosed(Exception):
     """The lane takes no more work: it is draining, stopped or dead. The text says which."""
-
-
-class StepFailed(Exception):
-    """The forward of this job's step raised; the cause is chained and logged, never shown."""
 
 
 class Lane:
     """`run_step(group, payloads, pause)` returns one row per payload, in order; it runs on this
     thread and calls `pause`, unless that is None, wherever it can be interrupted.
 
-    Jobs of at most `max_urgent_tokens` run at pauses; 0: none does.
+    `max_step_tokens` may be a StepBudget that finds it. Jobs of at most `max_urgent_tokens` run at
+    pauses; 0: none does.
     `on_start` runs first on the thread (thread counts are per thread in OpenMP), `on_step` after
     each step.
     """
@@ -51,30 +52,50 @@ class Lane:
     def __init__(
         self,
         run_step: RunStep,
-        max_step_tokens: int,
+        max_step_tokens: int | StepBudget,
         *,
         max_urgent_tokens: int = 0,
         name: str = "lane",
         on_start: Callable[[], None] = lambda: None,
         on_step: OnStep = lambda step, seconds, is_done: None,
+        is_out_of_memory: Callable[[BaseException], bool] = _is_memory_error,
+        free: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_step = on_step
-        self._run_step = run_step
-        self._max_step_tokens = max_step_tokens
+        self._steps = StepRunner(run_step, is_out_of_memory, free)
+        self._name = name
+        if isinstance(max_step_tokens, int):
+            max_step_tokens = StepBudget((max_step_tokens,))
+        self._budget = max_step_tokens
         self._on_start = on_start
         self._plan = Plan(max_urgent_tokens)
+        self._jobs = OpenJobs(self._plan)
         self._changed = threading.Condition()
-        self._running: list[list[Job]] = []  # the jobs of the step that runs; of the nested one
+        self._running: list[_Running] = []  # the step that runs, and the one nested in it
         self._share = HalfShare()
         self._resumed_at = 0.0  # when the outer step began or went on
         self._nested_s = 0.0  # of the outer step that runs
+        self._started_at = 0.0  # of the outer step; 0: none runs
         self._closed_because = ""
         self._stopping = False
         self.num_steps = 0
         self.num_cancelled = 0
         self.num_yields = 0
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
         self._thread.start()
+
+    def revive(self) -> None:
+        """A new thread after the old one has died; it takes work again. Its jobs have failed."""
+        assert not self.alive
+        with self._changed:
+            if self._stopping:
+                return
+            self._running.clear()
+            self._closed_because = ""
+            self._start()
 
     @property
     def alive(self) -> bool:
@@ -85,6 +106,27 @@ class Lane:
         return self._plan.num_waiting_jobs
 
     @property
+    def is_stopping(self) -> bool:
+        """It was told to stop: its end is no death."""
+        return self._stopping
+
+    @property
+    def running_s(self) -> float:
+        """For how long the step that runs has been running; 0 when none is."""
+        started = self._started_at
+        return time.perf_counter() - started if started else 0.0
+
+    @property
+    def num_shared(self) -> int:
+        """Rows that an identical sequence gave."""
+        return self._jobs.num_shared
+
+    @property
+    def num_splits(self) -> int:
+        """Steps that ran again in halves for want of memory."""
+        return self._steps.num_splits
+
+    @property
     def num_waiting_tokens(self) -> int:
         return self._plan.num_waiting_tokens
 
@@ -92,14 +134,14 @@ class Lane:
     def num_open_jobs(self) -> int:
         """Jobs that wait or run."""
         with self._changed:
-            return len(self._open_jobs())
+            return len(self._jobs)
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises LaneClosed when no more work is taken."""
         with self._changed:
             if self._closed_because:
                 raise LaneClosed(self._closed_because)
-            job.claim = self._plan.add(job, job.group, job.costs, job.alone)
+            self._jobs.add(job)
             job.queued_at = time.perf_counter()
             self._changed.notify_all()
 
@@ -107,7 +149,8 @@ class Lane:
         """Drop what of the job has not started; rows that still come for it are thrown away."""
         with self._changed:
             self.num_cancelled += not job.ended
-            self._end(job, None)
+            self._jobs.end(job, None)
+            self._changed.notify_all()
 
     def close(self, because: str) -> None:
         """Take no more work; what was accepted goes on."""
@@ -121,9 +164,8 @@ class Lane:
         """
         self.close(because)
         with self._changed:
-            self._changed.wait_for(lambda: not self._open_jobs(), timeout_s)
-            for job in self._open_jobs():
-                self._end(job, LaneClosed(because))
+            self._changed.wait_for(lambda: not self._jobs, timeout_s)
+            self._jobs.end_all(LaneClosed(because))
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(timeout=1.0)
@@ -132,48 +174,60 @@ class Lane:
     def _main(self) -> None:
         try:
             self._on_start()
-            while step := self._next_step():
-                self._run(step)
-                del step  # an idle lane must not keep its last jobs
+            while running := self._next_step():
+                self._run(running)
+                del running  # an idle lane must not keep its last jobs
         except BaseException:
             log.exception("the lane died; its jobs fail")
             self._fail_all(LaneClosed("the compute thread has died"))
             raise
         self._fail_all(LaneClosed(self._closed_because))
 
-    def _next_step(self) -> Step | None:
+    def _next_step(self) -> _Running | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._plan.num_waiting_jobs or self._stopping)
-            if self._stopping:
-                return None
-            step = self._plan.take(self._max_step_tokens)
-            assert step is not None
-            self._begin(step)
-            return step
+            while True:
+                self._changed.wait_for(lambda: self._plan.num_waiting_jobs or self._stopping)
+                if self._stopping:
+                    return None
+                budget = self._budget.next(_name(self._plan.next_group))
+                step = self._plan.take(budget)
+                assert step is not None
+                if running := self._begin(step, budget):
+                    return running
 
-    def _next_urgent(self) -> Step | None:
+    def _next_urgent(self) -> _Running | None:
         with self._changed:
             step = None if self._stopping else self._plan.take_urgent()
-            if step is not None:
-                self._begin(step)
-            return step
+            return None if step is None else self._begin(step, 0)
 
-    def _begin(self, step: Step) -> None:
-        """Needs the lock."""
-        jobs = list(dict.fromkeys(job for job, _ in step.members))
-        self._running.append(jobs)
+    def _begin(self, step: Step, budget: int) -> _Running | None:
+        """None when others compute, or have computed, all of it. Needs the lock."""
         now = time.perf_counter()
-        for job in jobs:
+        for job in dict.fromkeys(job for job, _ in step.members):
             job.started_at = job.started_at or now
+        members = self._jobs.begin(step.members)
+        if not members:
+            return None
+        was_full = len(members) == len(step.members) and self._plan.has_waiting(step.group)
+        running = _Running(step, members, budget, was_full)
+        self._running.append(running)
+        return running
 
-    def _run(self, step: Step) -> None:
-        started = self._resumed_at = time.perf_counter()
+    def _run(self, running: _Running) -> None:
+        step = running.step
+        started = self._resumed_at = self._started_at = time.perf_counter()
         self._nested_s = 0.0
         is_long = step.num_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0
-        is_done = self._compute(step, self._pause if is_long else None)
+        is_done = self._compute(running, self._pause if is_long else None)
         now = time.perf_counter()
+        self._started_at = 0.0
         self._share.earn(now - self._resumed_at)
-        self._on_step(step, now - started - self._nested_s, is_done)
+        taken = now - started - self._nested_s
+        self._on_step(step, taken, is_done)
+        if is_done:
+            self._budget.observe(
+                _name(step.group), running.budget, step.num_tokens, taken, running.was_full
+            )
 
     def _pause(self) -> None:
         """Between two layers of a long step."""
@@ -182,67 +236,46 @@ class Lane:
         self._resumed_at = now
         if not self._plan.has_urgent or not self._share.may_begin:
             return
-        step = self._next_urgent()
-        if step is None:
+        running = self._next_urgent()
+        if running is None:
             return
         self.num_yields += 1
-        is_done = self._compute(step, None)
+        is_done = self._compute(running, None)
         self._resumed_at = time.perf_counter()
         taken = self._resumed_at - now
         self._share.spend(taken)
         self._nested_s += taken
-        self._on_step(step, taken, is_done)
+        self._on_step(running.step, taken, is_done)
 
-    def _compute(self, step: Step, pause: Pause | None) -> bool:
-        """Whether the step gave rows; its jobs have them, or their error."""
-        payloads = [job.payloads[index] for job, index in step.members]
-        try:
-            rows = self._run_step(step.group, payloads, pause)
-            if len(rows) != len(payloads):  # no assert: it must hold under `python -O` too
-                raise ValueError(f"{len(rows)} rows for {len(payloads)} sequences")
-        except Exception as error:
-            log.exception("a step of %d sequences failed", len(payloads))
-            self._fail_step(error)
-            return False
+    def _compute(self, running: _Running, pause: Pause | None) -> bool:
+        """Whether the step gave a row; its jobs have theirs, or their error."""
+        outcomes = self._steps.run(running.step.group, running.members, pause)
         with self._changed:
-            for (job, index), row in zip(step.members, rows, strict=True):
-                job.set_row(index, row)
-            for job in self._running.pop():
-                if job.num_missing == 0:
-                    self._end(job, None)
+            self._jobs.hand_out(running.members, outcomes)
+            self._running.remove(running)
             self.num_steps += 1
             self._changed.notify_all()
-        return True
-
-    def _fail_step(self, cause: Exception) -> None:
-        """The innermost one that runs."""
-        failure = StepFailed("this step's forward failed")
-        failure.__cause__ = cause
-        with self._changed:
-            for job in self._running.pop():
-                self._end(job, failure)
-            self._changed.notify_all()
+        return any(not isinstance(outcome, StepFailed) for outcome in outcomes)
 
     def _fail_all(self, error: Exception) -> None:
         with self._changed:
             self._closed_because = self._closed_because or str(error)
-            for job in self._open_jobs():
-                self._end(job, error)
+            self._jobs.end_all(error)
             self._running.clear()
+            self._started_at = 0.0
             self._changed.notify_all()
 
-    def _open_jobs(self) -> list[Job]:
-        open_jobs = dict.fromkeys(
-            [*self._plan.owners(), *(job for jobs in self._running for job in jobs)]
-        )
-        return [job for job in open_jobs if not job.ended]
 
-    def _end(self, job: Job, error: Exception | None) -> None:
-        """End a job once; later calls do nothing. Needs the lock."""
-        if job.ended:
-            return
-        if job.claim is not None:
-            self._plan.withdraw(job.claim)
-            job.claim = None  # job and claim name each other: do not leave that to the collector
-        job.end(error)
-        self._changed.notify_all()
+@dataclass(frozen=True, slots=True, eq=False)
+class _Running:
+    """A step, and those of its members that it computes."""
+
+    step: Step
+    members: list[Member]
+    budget: int
+    was_full: bool  # more of its group waited
+
+
+def _name(group: Hashable) -> Hashable:
+    """What a budget is remembered by: a model that is loaded again is the same."""
+    return getattr(group, "name", group)

@@ -116,6 +116,16 @@ class Plan:
             if not claim.withdrawn
         ]
 
+    @property
+    def next_group(self) -> Hashable | None:
+        """Of the step that `take` would give."""
+        heap = self._next_heap()
+        return None if heap is None else heap[0][2].group
+
+    def has_waiting(self, group: Hashable) -> bool:
+        """Whether more of a group waits."""
+        return any(not claim.withdrawn for _, _, claim in self._heaps.get(group, ())[:1])
+
     def take(self, budget: int) -> Step | None:
         """The next step, or None when nothing waits. One sequence over the budget runs alone.
 

@@ -27,6 +27,7 @@ from bench.random_models import build
 
 _NUM_BULK, _BULK_TEXTS = 4, 32
 _WORDS = 12
+_STEP = 100  # more tokens at once than queries are
 
 
 class Load:
@@ -52,7 +53,8 @@ class Load:
         taken = []
         while time.perf_counter() < until:
             taken.append(await self.query())
-            await asyncio.sleep(self._rng.expovariate(1 / self._think_s))
+            if self._think_s:
+                await asyncio.sleep(self._rng.expovariate(1 / self._think_s))
         return taken
 
     async def bulk(self) -> None:
@@ -67,49 +69,67 @@ class Load:
         health = (await self._client.get("/health")).json()
         return int(health["computed_tokens"]) - self._query_tokens
 
+    async def step_end(self) -> tuple[int, float]:
+        """Bulk tokens and the time, just after a bulk step: rates are of whole steps."""
+        before = await self.computed()
+        while (now := await self.computed()) < before + _STEP:
+            await asyncio.sleep(0.05)
+        return now, time.perf_counter()
+
     async def beside_bulk(self, seconds: float, num_people: int) -> tuple[list[float], float]:
         """What people's queries took, and the bulk's tokens a second."""
         bulks = [asyncio.create_task(self.bulk()) for _ in range(_NUM_BULK)]
-        await asyncio.sleep(min(10.0, seconds / 6))  # the queue fills
-        before, start = await self.computed(), time.perf_counter()
+        await self.step_end()
+        before, start = await self.step_end()
         people = [self.person(start + seconds) for _ in range(num_people)]
         taken = await asyncio.gather(*people)
         if not people:
             await asyncio.sleep(seconds)
-        rate = (await self.computed() - before) / (time.perf_counter() - start)
+        after, end = await self.step_end()
         for task in bulks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*bulks)
-        return [ms for one in taken for ms in one], rate
+        await self.drained()
+        return [ms for one in taken for ms in one], (after - before) / (end - start)
+
+    async def drained(self) -> None:
+        while (await self._client.get("/health")).json()["waiting_jobs"]:
+            await asyncio.sleep(0.2)
+        await self.query()
 
 
-async def measure_server(url: str, seconds: float, think_s: float, people: int) -> dict[str, Any]:
+async def measure_server(
+    url: str, seconds: float, think_s: float, people: int, rounds: int
+) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=100)
+    idle: list[float] = []
+    busy: list[float] = []
+    rates: list[tuple[float, float]] = []
     async with httpx.AsyncClient(
         base_url=url, timeout=600, limits=limits, trust_env=False
     ) as client:
         load = Load(client, think_s)
         for _ in range(3):
             await load.query()
-        idle = [await load.query() for _ in range(40)]
-        _, bulk_alone = await load.beside_bulk(seconds / 2, 0)
-        await _drained(client)
-        busy, bulk_beside = await load.beside_bulk(seconds, people)
+        for _ in range(rounds):
+            idle += [await load.query() for _ in range(20)]
+            _, alone = await load.beside_bulk(seconds / 2 / rounds, 0)
+            taken, beside = await load.beside_bulk(seconds / rounds, people)
+            busy += taken
+            rates.append((alone, beside))
+    alone_s, beside_s = zip(*rates, strict=True)
     return {
         "interactive_p95_over_idle": round(_p95(busy) / _p95(idle), 2),
-        "bulk_share_kept": round(bulk_beside / bulk_alone, 3),
+        "bulk_share_kept": round(sum(beside_s) / sum(alone_s), 3),
         "idle_ms": _summary(idle),
         "beside_bulk_ms": _summary(busy),
-        "bulk_tokens_per_s": {"alone": round(bulk_alone, 1), "beside": round(bulk_beside, 1)},
+        "bulk_tokens_per_s": {
+            "alone": [round(rate, 1) for rate in alone_s],
+            "beside": [round(rate, 1) for rate in beside_s],
+        },
         "queries": len(busy),
     }
-
-
-async def _drained(client: httpx.AsyncClient) -> None:
-    while (await client.get("/health")).json()["waiting_jobs"]:
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(1.0)
 
 
 def _p95(taken: list[float]) -> float:
@@ -124,18 +144,21 @@ def _summary(taken: list[float]) -> dict[str, float]:
     }
 
 
-def run(model: str, seconds: float, think_s: float, people: int, ways: list[str]) -> dict[str, Any]:
-    build(model, MODELS)
+def run(asked: argparse.Namespace) -> dict[str, Any]:
+    build(asked.model, MODELS)
     found = {}
-    for way in ways:
-        with server(model, EMBEDDING_YIELD=way, EMBEDDING_ACCESS_LOG="false") as url:
-            found[f"yield_{way}"] = asyncio.run(measure_server(url, seconds, think_s, people))
+    for way in asked.ways:
+        with server(asked.model, EMBEDDING_YIELD=way, EMBEDDING_ACCESS_LOG="false") as url:
+            found[f"yield_{way}"] = asyncio.run(
+                measure_server(url, asked.seconds, asked.think, asked.people, asked.rounds)
+            )
     return {
         **found,
-        "model": model,
-        "people": people,
-        "think_s": think_s,
-        "seconds": seconds,
+        "model": asked.model,
+        "people": asked.people,
+        "think_s": asked.think,
+        "seconds": asked.seconds,
+        "rounds": asked.rounds,
         "bulk_clients": _NUM_BULK,
         "texts_a_request": _BULK_TEXTS,
     }
@@ -147,9 +170,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--think", type=float, default=3.0)
     parser.add_argument("--people", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=["on", "off"])
     asked = parser.parse_args()
-    result = run(asked.model, asked.seconds, asked.think, asked.people, asked.ways)
+    result = run(asked)
     name = "interactive" if asked.people == 1 else f"interactive-{asked.people}-people"
     measure.save(f"{name}-{asked.model}", result)
 

@@ -38,3 +38,10 @@ class BadTokenIds(Exception):
 
 class BadPrompt(Exception):
     """A request names a prompt or an input type that the model does not have."""
+
+
+class NotFinite(Exception):
+    """A text's vector, or a pair's score, is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's answer is not a finite number")

@@ -91,7 +91,7 @@ class Tokenizer:
         max_length, side = limits.max_length, limits.side
         ends = [_end(text, max_length, limits.truncate, side) for text in texts]
         special = limits.add_special_tokens
-        encodings = self.backend.encode_batch_fast(ends, add_special_tokens=special)
+        encodings = self._encoded(ends, special)
         result = []
         for i, (text, end, encoding) in enumerate(zip(texts, ends, encodings, strict=True)):
             encoded = Encoded(self._ended(encoding.ids) if special else encoding.ids)
@@ -122,6 +122,16 @@ class Tokenizer:
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def _encoded(self, texts: Sequence[str], add_special_tokens: bool) -> list[Any]:
+        """A batch is spread over the library's threads; to wake one costs more than a short text
+        takes."""
+        if len(texts) == 1:
+            return [self.backend.encode(texts[0], add_special_tokens=add_special_tokens)]
+        encodings: list[Any] = self.backend.encode_batch_fast(
+            texts, add_special_tokens=add_special_tokens
+        )
+        return encodings
+
     def content(self, text: str, num_wanted: int, truncate: bool, side: Side = "right") -> Any:
         """The encoding without special tokens: of the whole text, or of at least `num_wanted`
         tokens of the end that `side` leaves, when `truncate` or when the text has far more."""
@@ -133,7 +143,7 @@ class Tokenizer:
     ) -> list[Any]:
         """`content` of many texts at once."""
         ends = [_end(text, num_wanted, truncate, side) for text in texts]
-        encodings = self.backend.encode_batch_fast(ends, add_special_tokens=False)
+        encodings = self._encoded(ends, False)
         return [
             encoding if len(end) == len(text) else self.content(text, num_wanted, truncate, side)
             for text, end, encoding in zip(texts, ends, encodings, strict=True)

@@ -37,7 +37,9 @@ class Views:
 
 
 def dense_rows(views: Sequence[Views]) -> FloatArray:
-    """`[n, dim]`: the dense vectors of many texts."""
+    """`[n, dim]`: the dense vectors of many texts; of one without a copy."""
+    if len(views) == 1:
+        return views[0].dense[None]
     return np.stack([view.dense for view in views])
 
 

@@ -1,7 +1,8 @@
-"""Pauses between a model's layers, at which the lane may run something urgent.
+"""Pauses between a model's layers and their parts, at which the lane may run something urgent.
 
-A hook before each layer calls what the running thread has set, or nothing. The forward itself knows
-nothing of it and keeps no state. Must not know lanes or plans; imports no torch.
+A hook before each part (attention, the two halves of the feed-forward, …) calls what the running
+thread has set, or nothing. The forward itself knows nothing of it and keeps no state. Must not know
+lanes or plans; imports no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _running = _Running()
 
 @contextlib.contextmanager
 def pausing(pause: Pause | None) -> Iterator[None]:
-    """Inside, this thread's forwards call `pause` before each layer but the first; None: never."""
+    """Inside, this thread's forwards call `pause` before each part of a layer; None: never."""
     outer = _running.pause
     _running.pause = pause
     try:
@@ -35,8 +36,9 @@ def pausing(pause: Pause | None) -> Iterator[None]:
 def add_pauses(model: Any) -> int:
     """Hook the layers of a transformers model. How many there are; 0: it has none that we know."""
     layers = _layers(model)
-    for layer in layers[1:]:  # before the first one the lane has just chosen
-        layer.register_forward_pre_hook(_pause_before)
+    for layer in layers:
+        for part in layer.children():
+            part.register_forward_pre_hook(_pause_before)
     return len(layers)
 
 
@@ -49,7 +51,7 @@ def _layers(model: Any) -> list[Any]:
     return []
 
 
-def _pause_before(layer: Any, inputs: Any) -> None:
+def _pause_before(part: Any, inputs: Any) -> None:
     pause = _running.pause
     if pause is not None:
         pause()

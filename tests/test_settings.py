@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from settings import (
-    BadSetting,
-    ServeFlags,
-    Settings,
-    read_flags,
-    read_settings,
-    unknown_variables,
-)
+from api.setting_sources import BadSetting, read_flags, read_settings, unknown_variables
+from settings import ServeFlags, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +58,14 @@ BAD = [
     ("THREADS", "many"),
     ("THREADS", "²"),
     ("MAX_INPUTS", "0"),
+    ("MAX_QUEUE_TOKENS", "0"),
+    ("MAX_QUEUE_TOKENS", "2M"),
+    ("MAX_QUEUE_JOBS", "0"),
+    ("MAX_QUEUE_JOBS", "-1"),
+    ("REQUEST_TIMEOUT_S", "0"),
+    ("REQUEST_TIMEOUT_S", "86401"),
+    ("REQUEST_TIMEOUT_S", "nan"),
+    ("REQUEST_TIMEOUT_S", "30s"),
     ("MAX_BODY_BYTES", "1023"),
     ("MAX_BODY_BYTES", "64MB"),
     ("DRAIN_TIMEOUT_S", "-0.1"),
@@ -102,6 +104,10 @@ GOOD: list[tuple[str, str, Any]] = [
     ("MAX_MODEL_BYTES", "1000", 1000),
     ("LOAD_TIMEOUT_S", "0.5", 0.5),
     ("MAX_COLBERT_TOKENS", "1", 1),
+    ("MAX_QUEUE_TOKENS", "1", 1),
+    ("MAX_QUEUE_JOBS", "1", 1),
+    ("REQUEST_TIMEOUT_S", "0.5", 0.5),
+    ("REQUEST_TIMEOUT_S", "86400", 86400.0),
     ("MAX_STEP_TOKENS", "1", 1),
     ("MAX_STEP_TOKENS", "1048576", 1 << 20),
     ("THREADS", "AUTO", "auto"),

@@ -17,13 +17,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.catalog import Catalog
-from api.lifecycle import overrides_of, run_step
+from api.lifecycle import overrides_of, step_budget
+from api.model_steps import run_step
 from api.residents import Resident, Residents
 from api.service import Service
+from api.setting_sources import read_settings
 from batcher.lane import Lane
 from embedding import create_app
 from engine.store import find_models
-from settings import Settings, read_settings
+from settings import Settings
 from tests.api.fake_models import TIMEOUT_S, FakeEngine, write_model
 
 NAME = "Fake-Model"
@@ -149,7 +151,7 @@ def _lifespan(engine: FakeEngine, pinned: Sequence[str]) -> Any:
             for folder in folders:
                 await residents.pin(folder)
             catalog = Catalog(settings.models_dir, folders, overrides_of(settings))
-            lane = Lane(run_step, settings.max_step_tokens, on_step=service.metrics.count_step)
+            lane = Lane(run_step, step_budget(settings), on_step=service.metrics.count_step)
             service.start(catalog, residents, lane)
         yield
         await residents.close()

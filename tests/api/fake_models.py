@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,9 @@ def write_broken(root: Path, name: str) -> ModelFolder:
 class FakeTokens:
     ids: list[int]
     views: tuple[str, ...] = ("dense",)
+
+    def key(self) -> Hashable:
+        return tuple(self.ids), self.views
 
 
 class FakeEngine:

@@ -21,7 +21,7 @@ from tests.api.fake_engine import NAME, FakeServer, serve_fake
 
 KEYS = ("first-key-7f3a", "Second_key:+/=9", "third!#$%&'()*")
 OPEN = {"/", "/health", "/live", "/ready", "/metrics", "/docs"}
-ASSETS = {"/docs/oauth2-redirect", "/openapi.json", "/favicon.ico"}
+ASSETS = {"/docs/oauth2-redirect", "/openapi.json"}
 ASSETS_BELOW = ("/page/", "/static-offline-docs/")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

@@ -17,10 +17,10 @@ import pytest
 
 from api import commands
 from api.listing import Listing, as_json, as_table, ask_server, list_folder, server_url
+from api.setting_sources import read_settings
 from bench.random_models import build
 from embedding import main
 from engine.store import STAND_IN
-from settings import read_settings
 from tests.servers import ROOT, Server, clean_environment, free_port, start_server
 
 GOOD = ("tiny-bert", "tiny-bge-m3", "tiny-bge-reranker")

@@ -205,3 +205,19 @@ def test_unknown_views_are_refused(server: FakeServer, outputs: Any) -> None:
     fault = fault_of(server.post(PATH, {"input": "a", "outputs": outputs}), "openai", 400)
     assert fault.param is not None
     assert fault.param.startswith("outputs")
+
+
+def test_jinas_task_chooses_a_side_and_its_other_tasks_are_ignored(server: FakeServer) -> None:
+    def vector(**more: Any) -> Any:
+        answer = server.post("/v1/embeddings", {"input": "a", **more})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"][0]["embedding"]
+
+    assert vector(task="retrieval.query") == vector(input_type="query")
+    assert vector(task="text-matching") == vector()
+
+
+def test_too_long_a_text_is_refused_where_truncation_is(server: FakeServer) -> None:
+    answer = server.post("/v1/embeddings", {"input": "x" * 500, "truncate": False})
+    assert answer.status_code == 400
+    assert "exceeds the context length" in answer.json()["detail"]

@@ -134,6 +134,7 @@ def test_every_error_is_described_in_its_dialect(operation: Operation) -> None:
         "401",
         "404",
         "413",
+        "429",
         "503",
         "default",
     }

@@ -108,3 +108,11 @@ def test_a_model_that_is_named_must_load(fault: Exception) -> None:
     with pytest.raises(type(fault)):
         asyncio.run(lifecycle._pin(Service(), loads, FOLDERS, all_of_them=True))
     assert loads.tried == ["big", "small"]
+
+
+def test_a_model_has_the_same_digest_in_memory_as_on_disk(server: FakeServer) -> None:
+    server.post("/api/generate", {"model": "a"})
+    on_disk = {tag["name"]: tag["digest"] for tag in server.get("/api/tags").json()["models"]}
+    running = {tag["name"]: tag["digest"] for tag in server.get("/api/ps").json()["models"]}
+    assert running
+    assert running.items() <= on_disk.items()

@@ -20,7 +20,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     write_model(root, "ranker", "BertForSequenceClassification", max_length=32)
     write_broken(root, "broken")
     with serve_fake(
-        models_dir=root, pinned=["embedder"], max_inputs=77, max_step_tokens=512
+        models_dir=root,
+        pinned=["embedder"],
+        max_inputs=77,
+        max_step_tokens=512,
+        max_queue_jobs=99,
     ) as running:
         yield running
 
@@ -38,6 +42,7 @@ def test_info_tells_the_default_models_limits(server: FakeServer) -> None:
     assert told["max_input_length"] == 64
     assert told["max_client_batch_size"] == 77
     assert told["max_batch_tokens"] == 512
+    assert told["max_concurrent_requests"] == 99
     assert told["auto_truncate"] is True
     assert told["version"] == server.get("/api/version").json()["version"]
 

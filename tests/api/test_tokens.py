@@ -88,7 +88,7 @@ def test_a_prompt_is_counted_as_vllm_does(server: FakeServer, path: str) -> None
     assert answer == {"count": 5, "max_model_len": 16, "tokens": [START, 97, 98, ord("天"), END]}
     of_ranker = ask(server, path, prompt="ab", model="ranker")
     assert of_ranker == {"count": 4, "max_model_len": 32, "tokens": [START, 97, 98, END]}
-    assert ask(server, path, prompt="", inputs="ignored")["count"] == 2
+    assert ask(server, path, prompt="")["count"] == 2
 
 
 def test_a_prompt_is_spelled_out_when_asked(server: FakeServer) -> None:
@@ -101,11 +101,11 @@ def test_a_prompt_is_spelled_out_when_asked(server: FakeServer) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "inputs must be a text or a list of texts"),
-        ({"inputs": None}, "inputs must be a text or a list of texts"),
-        ({"inputs": []}, "inputs must be a text or a list of texts"),
-        ({"inputs": 5}, "inputs must be a text or a list of texts"),
-        ({"inputs": {"text": "a"}}, "inputs must be a text or a list of texts"),
+        ({}, "give inputs, a text or a list of texts"),
+        ({"inputs": None}, "give inputs, a text or a list of texts"),
+        ({"inputs": []}, "give inputs, a text or a list of texts"),
+        ({"inputs": 5}, "give inputs, a text or a list of texts"),
+        ({"inputs": {"text": "a"}}, "give inputs, a text or a list of texts"),
         ({"inputs": ["a", 5]}, "inputs[1] is not a string"),
         ({"inputs": ["a", "\ud800"]}, "inputs[1] is not valid Unicode"),
         ({"inputs": ["a"] * 101}, "inputs has 101 texts, the limit is 100 (max_inputs)"),
@@ -190,3 +190,9 @@ def test_what_was_tokenized_is_decoded_to_itself(server: FakeServer, texts: list
     spelled = ask(server, "/tokenize", inputs=texts)
     ids = [[token["id"] for token in each] for each in spelled]
     assert ask(server, "/decode", ids=ids) == texts
+
+
+def test_inputs_and_a_prompt_at_once_are_refused(server: FakeServer) -> None:
+    answer = server.post("/tokenize", {"inputs": "a", "prompt": "b"})
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "give inputs or prompt, not both"

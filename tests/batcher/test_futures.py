@@ -11,7 +11,8 @@ import pytest
 
 from batcher.futures import run_job
 from batcher.job import Job
-from batcher.lane import Lane, LaneClosed, Pause, StepFailed
+from batcher.lane import Lane, LaneClosed
+from batcher.steps import Pause, StepFailed
 
 PATIENCE_S = 20.0  # reached only by a test that fails
 

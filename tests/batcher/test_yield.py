@@ -8,8 +8,9 @@ from collections.abc import Callable, Hashable, Iterator
 import pytest
 
 from batcher.job import Job
-from batcher.lane import Lane, LaneClosed, Pause, StepFailed
+from batcher.lane import Lane, LaneClosed
 from batcher.share import HalfShare
+from batcher.steps import Pause, StepFailed
 
 PATIENCE_S = 30.0
 URGENT = 4

@@ -34,9 +34,7 @@ def dense(model: EmbeddingModel, step: list[Tokens]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", EMBEDDERS)
-def test_a_step_pauses_before_each_layer_but_the_first(
-    load_tiny: Embedders, name: str, layout: str
-) -> None:
+def test_a_step_pauses_within_every_layer(load_tiny: Embedders, name: str, layout: str) -> None:
     model = load_tiny(name, layout=layout)
     num_layers = model._backbone.model.config.num_hidden_layers
     assert num_layers > 1
@@ -44,9 +42,10 @@ def test_a_step_pauses_before_each_layer_but_the_first(
     step = embedder_step(model)[:1]  # one batch, when padded
     with pausing(lambda: pauses.append(1)):
         model.run(step)
-    assert len(pauses) == num_layers - 1
+    num_pauses = len(pauses)
+    assert num_pauses >= 3 * num_layers
     model.run(step)
-    assert len(pauses) == num_layers - 1
+    assert len(pauses) == num_pauses
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,0 +1,165 @@
+"""A step that lacks memory runs again in halves; a bad row is its own sequence's failure."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import pytest
+
+from batcher.job import Job
+from batcher.lane import Lane, LaneClosed
+from batcher.steps import Pause, RowFailed, StepFailed, StepRunner
+
+PATIENCE_S = 30.0
+
+
+class Fallible:
+    """Runs out of memory beyond `room` tokens; payloads may say what else happens."""
+
+    def __init__(self, room: int = 10) -> None:
+        self.room = room
+        self.tries: list[list[Any]] = []
+        self.num_freed = 0
+
+    def run(self, group: Hashable, payloads: list[Any], pause: Pause | None) -> list[Any]:
+        self.tries.append(payloads)
+        if sum(len(payload) for payload in payloads) > self.room:
+            raise MemoryError("no room")
+        if "raise" in payloads:
+            raise ValueError("secret")
+        if "die" in payloads:
+            raise SystemExit
+        return [
+            OverflowError("is not a number") if payload == "nan" else payload.upper()
+            for payload in payloads
+        ]
+
+    def free(self) -> None:
+        self.num_freed += 1
+
+
+def members_of(*payloads: str) -> list[tuple[Job, int]]:
+    job = Job("m", payloads, [len(payload) for payload in payloads])
+    return [(job, index) for index in range(len(payloads))]
+
+
+def runner(model: Fallible) -> StepRunner:
+    return StepRunner(model.run, lambda error: isinstance(error, MemoryError), model.free)
+
+
+def test_halves_run_until_they_fit_and_rows_keep_their_order() -> None:
+    model = Fallible(room=2)
+    assert runner(model).run("m", members_of(*"abcdefg"), None) == list("ABCDEFG")
+    fitting = [payload for payloads in model.tries if len(payloads) <= 2 for payload in payloads]
+    assert "".join(fitting) == "abcdefg"
+    assert model.num_freed > 0
+
+
+def test_one_too_large_alone_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    rows = runner(Fallible(room=3)).run("m", members_of("a", "toolarge", "c"), None)
+    assert (rows[0], rows[2]) == ("A", "C")
+    assert isinstance(rows[1], RowFailed)
+    assert str(rows[1]) == "input 1: the model has not enough memory for it"
+
+
+def test_any_other_error_fails_the_step_and_is_logged_once_with_its_shapes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Fallible()
+    with caplog.at_level(logging.ERROR, logger="embedding"):
+        rows = runner(model).run("m", members_of("a", "raise"), None)
+    assert len(model.tries) == 1
+    assert all(type(row) is StepFailed for row in rows)
+    assert "secret" not in str(rows[0])
+
+
+def test_a_bad_row_fails_itself_alone() -> None:
+    rows = runner(Fallible()).run("m", members_of("a", "nan", "c"), None)
+    assert (rows[0], rows[2]) == ("A", "C")
+    assert isinstance(rows[1], RowFailed)
+    assert str(rows[1]) == "input 1: is not a number"
+
+
+def test_the_failed_try_is_not_kept_alive_while_halves_run() -> None:
+    """Its traceback would hold its tensors."""
+    alive: list[int] = []
+
+    class Big:
+        count = 0
+
+        def __init__(self) -> None:
+            Big.count += 1
+
+        def __del__(self) -> None:
+            Big.count -= 1
+
+    def run(group: Hashable, payloads: list[Any], pause: Pause | None) -> list[Any]:
+        alive.append(Big.count)
+        big = Big()
+        if len(payloads) > 1:
+            raise MemoryError
+        del big
+        return payloads
+
+    StepRunner(run, lambda error: True, lambda: None).run("m", members_of(*"abcd"), None)
+    assert max(alive) == 0
+
+
+@pytest.fixture
+def model() -> Fallible:
+    return Fallible()
+
+
+@pytest.fixture
+def lane(model: Fallible) -> Iterator[Lane]:
+    lane = Lane(model.run, 100, free=model.free)
+    yield lane
+    lane.stop(PATIENCE_S)
+
+
+class Waiting:
+    def __init__(self, lane: Lane, *payloads: str) -> None:
+        self.ended = threading.Event()
+        self.job = Job("m", payloads, [len(payload) for payload in payloads])
+        self.job.on_end = self.ended.set
+        lane.submit(self.job)
+
+    def result(self) -> list[Any] | Exception:
+        assert self.ended.wait(PATIENCE_S)
+        return self.job.error or self.job.rows
+
+
+def test_a_job_with_a_bad_row_fails_and_its_neighbour_does_not(lane: Lane) -> None:
+    bad, good = Waiting(lane, "a", "nan"), Waiting(lane, "b")
+    assert isinstance(bad.result(), RowFailed)
+    assert good.result() == ["B"]
+    assert lane.num_open_jobs == 0
+
+
+def test_a_lane_splits_for_memory_and_counts_it(lane: Lane) -> None:
+    assert Waiting(lane, "abcdef", "ghijkl").result() == ["ABCDEF", "GHIJKL"]
+    assert lane.num_splits == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_lane_fails_its_jobs_and_a_revived_one_serves_again(lane: Lane) -> None:
+    assert isinstance(Waiting(lane, "die").result(), LaneClosed)
+    lane._thread.join(PATIENCE_S)
+    assert not lane.alive
+    with pytest.raises(LaneClosed, match="died"):
+        Waiting(lane, "a")
+    lane.revive()
+    assert lane.alive
+    assert Waiting(lane, "a").result() == ["A"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_stopped_lane_is_not_revived(lane: Lane) -> None:
+    Waiting(lane, "die").result()
+    lane._thread.join(PATIENCE_S)
+    lane.stop(0.0)
+    lane.revive()
+    assert not lane.alive
