@@ -174,6 +174,9 @@ class Settings(_Yield):
         description="origins whose pages may call from a browser, separated by commas; * for all",
     )
     access_log: bool = Field(True, description="a line for each request, never its text")
+    step_timeout_s: float = Field(
+        600.0, gt=0, le=86400, description="seconds after which a step that runs makes /health 503"
+    )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="seconds that SIGTERM gives running requests"
     )

@@ -165,7 +165,13 @@ class Service:
         if self.state != "ready":
             return self.reason
         assert self.lane is not None
-        return "" if self.lane.alive else "the compute thread has died"
+        assert self.settings is not None
+        if not self.lane.alive:
+            return "the compute thread has died"
+        running_s = self.lane.running_s
+        if running_s > self.settings.step_timeout_s:
+            return f"the compute thread hangs: a step has been running for {running_s:.0f} s"
+        return ""
 
     def admit(self) -> Settings:
         """Raises 503 while no request is served."""

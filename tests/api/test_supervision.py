@@ -101,6 +101,15 @@ def test_health_tells_the_truth_before_and_after() -> None:
         assert server.embed({"input": "a"}).status_code == 200
 
 
+def test_a_step_that_hangs_turns_health_red_until_it_ends() -> None:
+    with serve_fake(step_timeout_s=0.05) as server:
+        with server.held_lane():
+            until(lambda: server.get("/health").status_code == 503)
+            assert "hangs" in server.get("/ready").json()["reason"]
+            assert server.get("/live").status_code == 200
+        assert server.get("/health").status_code == 200
+
+
 def _die_in_the_next_step(server: FakeServer) -> None:
     model = server.model
     once = [SystemExit()]
