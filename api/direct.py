@@ -61,7 +61,9 @@ class DirectRoutes:
 
 def _is_direct(route: APIRoute) -> bool:
     """Takes the request and nothing else, and gives a Response that needs no making."""
-    if route.dependencies or route.dependant.dependencies:
+    if route.dependencies or route.dependant.dependencies or route.param_convertors:
+        return False
+    if not inspect.iscoroutinefunction(route.endpoint):
         return False
     signature: Any = inspect.signature(route.endpoint, eval_str=True)
     (*parameters,) = signature.parameters.values()

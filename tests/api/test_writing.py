@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,89 @@ def test_write_gives_the_same_bytes_whatever_the_size(count: int) -> None:
 @pytest.mark.parametrize("num_values", [0, writing.LARGE, writing.LARGE + 1])
 def test_work_off_the_loop_gives_its_result(num_values: int) -> None:
     assert asyncio.run(off_loop(lambda: "done", num_values)) == "done"
+
+
+LOOP_TIMEOUT_S = 60.0  # for a loop that stands still: a failure, never a measure
+
+
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads that write, one entry for each part."""
+    threads: list[int] = []
+
+    def noted(answer: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return dumps(answer)
+
+    monkeypatch.setattr(writing, "dumps", noted)
+    return threads
+
+
+@pytest.mark.parametrize("num_values", [1, writing.LARGE - 1, writing.LARGE])
+def test_a_small_answer_is_written_at_once_by_the_loops_thread(
+    num_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = writers(monkeypatch)
+    row = np.zeros(num_values, np.float32)
+    assert asyncio.run(write(row)) == dumps(row)
+    assert threads == [threading.get_ident()]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        np.zeros(writing.LARGE + 1, np.float32),
+        np.zeros((8, writing.LARGE), np.float32),
+        {"data": [{"embedding": "A" * 8 * writing.LARGE}]},
+    ],
+    ids=["one row", "rows", "text"],
+)
+def test_a_large_answer_is_written_by_another_thread_alone(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = writers(monkeypatch)
+    assert asyncio.run(write(answer)) == dumps(answer)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize(
+    ("num_values", "is_here"), [(0, True), (writing.LARGE, True), (writing.LARGE + 1, False)]
+)
+def test_work_leaves_the_loops_thread_above_the_limit_only(num_values: int, is_here: bool) -> None:
+    thread = asyncio.run(off_loop(threading.get_ident, num_values))
+    assert (thread == threading.get_ident()) is is_here
+
+
+@pytest.mark.parametrize("num_values", [0, writing.LARGE + 1])
+def test_what_fails_off_the_loop_fails_for_the_caller(num_values: int) -> None:
+    def explode() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(off_loop(explode, num_values))
+
+
+def test_another_task_has_a_turn_before_each_part_of_a_large_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each part waits for the loop: if the loop waited for the parts, neither would go on."""
+    rows = np.random.default_rng(0).standard_normal((6, writing.LARGE)).astype(np.float32)
+    turns: list[int] = []
+
+    async def take_turn() -> None:
+        turns.append(threading.get_ident())
+
+    async def write_beside_it() -> bytes:
+        loop = asyncio.get_running_loop()
+
+        def after_a_turn(part: Any) -> bytes:
+            assert threading.get_ident() != here, "the loop's thread writes"
+            asyncio.run_coroutine_threadsafe(take_turn(), loop).result(LOOP_TIMEOUT_S)
+            return dumps(part)
+
+        monkeypatch.setattr(writing, "dumps", after_a_turn)
+        return await write(rows)
+
+    here = threading.get_ident()
+    assert asyncio.run(write_beside_it()) == dumps(rows)
+    assert turns == [here] * 6

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.tabs import PHONE, TEXTS, OpenTab, cells, compare
+from tests.browser.tabs import DESKTOP, PHONE, TEXTS, OpenTab, cells, compare, rank
 from tests.servers import Server
 
 
@@ -82,3 +85,71 @@ def test_the_keyboard_reaches_and_sends_everything(
     assert reached == wanted
     page.get_by_label("Texts, one a line").press("Control+Enter")
     assert len(cells(page)) == 3
+
+
+def colors(page: Page, picture: bytes) -> tuple[int, int, int, float]:
+    """Width, height, how many colours, and how much of it is the most frequent one: the browser
+    itself decodes the picture."""
+    found: tuple[int, int, int, float] = page.evaluate(
+        """async (text) => {
+          const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+          const picture = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+          const { width, height } = picture;
+          const context = new OffscreenCanvas(width, height).getContext("2d");
+          context.drawImage(picture, 0, 0);
+          const counts = new Map();
+          for (const pixel of new Uint32Array(
+            context.getImageData(0, 0, width, height).data.buffer)) {
+            counts.set(pixel, (counts.get(pixel) ?? 0) + 1);
+          }
+          return [width, height, counts.size, Math.max(...counts.values()) / (width * height)];
+        }""",
+        base64.b64encode(picture).decode(),
+    )
+    return found
+
+
+def test_a_blank_picture_is_seen_as_one(stand_in_server: Server, open_tab: OpenTab) -> None:
+    page = open_tab(stand_in_server.url).page
+    page.evaluate("document.body.hidden = true")
+    _, _, num_colors, share = colors(page, page.screenshot())
+    assert num_colors <= 2
+    assert share > 0.99
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_heat_map_and_ranking_are_seen_whole_at_every_width(
+    stand_in_server: Server,
+    open_tab: OpenTab,
+    tmp_path: Path,
+    size: tuple[int, int],
+    scheme: str,
+) -> None:
+    tab = open_tab(stand_in_server.url, size, scheme)
+    page, (width, height) = tab.page, size
+    empty = page.screenshot(path=tmp_path / "empty.png")
+    compare(page, TEXTS)
+    assert len(cells(page)) == len(TEXTS)
+    rank(page, TEXTS[2], TEXTS)
+    expect(page.locator(".ranking li")).to_have_count(len(TEXTS))
+    assert tab.overflow() <= 0
+    for name in (".heat", ".ranking"):
+        shown = page.locator(name)
+        shown.scroll_into_view_if_needed()
+        box = shown.bounding_box()
+        assert box is not None
+        assert box["width"] > 0.5 * min(width, 600), name
+        assert box["height"] > 60, name
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+    assert tab.overflow() <= 0
+    window = page.screenshot(path=tmp_path / "window.png")
+    whole = page.screenshot(path=tmp_path / "whole.png", full_page=True)
+    assert (tmp_path / "window.png").read_bytes() == window != empty
+    for picture in (window, whole):
+        wide, high, num_colors, share = colors(page, picture)
+        assert wide == width
+        assert high == height if picture is window else high >= height
+        assert num_colors > 50
+        assert share < 0.95
