@@ -25,7 +25,7 @@ from api.residents import NoRoom, Residents, on_daemon_thread
 from api.service import Service
 from api.setting_sources import BadSetting, read_settings, unknown_variables
 from api.supervision import supervise
-from batcher.budget import StepBudget
+from batcher.budget import CANDIDATES, CPU_CANDIDATES, StepBudget
 from batcher.lane import Lane
 from engine import memory
 from engine.cpus import count_cpus
@@ -73,6 +73,7 @@ class Engine:
     on_lane_start: Callable[[], None]
     is_out_of_memory: Callable[[BaseException], bool]
     yields: bool
+    on_cpu: bool
 
 
 async def _start(service: Service, stop: Callable[[int], None]) -> None:
@@ -98,7 +99,7 @@ async def _start(service: Service, stop: Callable[[int], None]) -> None:
         pinned = await _pin(service, residents, candidates, all_of_them=bool(named))
         lane = Lane(
             run_step,
-            step_budget(settings),
+            step_budget(settings, engine.on_cpu),
             max_urgent_tokens=settings.max_urgent_tokens if engine.yields else 0,
             on_start=engine.on_lane_start,
             on_step=service.metrics.count_step,
@@ -181,13 +182,16 @@ def open_engine(settings: Settings) -> Engine:
         release=lambda: memory.release(device.kind),
         on_lane_start=lambda: loading.set_threads(threads),
         is_out_of_memory=loading.is_out_of_memory,
+        on_cpu=device.kind == "cpu",
         yields=settings.yields == "on" or (settings.yields == "auto" and device.kind == "cpu"),
     )
 
 
-def step_budget(settings: Settings) -> StepBudget | int:
+def step_budget(settings: Settings, on_cpu: bool = True) -> StepBudget | int:
     """Found while running, or as set."""
-    return StepBudget() if settings.max_step_tokens == "auto" else settings.max_step_tokens
+    if settings.max_step_tokens != "auto":
+        return settings.max_step_tokens
+    return StepBudget(CPU_CANDIDATES if on_cpu else CANDIDATES)
 
 
 def overrides_of(settings: Settings) -> Overrides:

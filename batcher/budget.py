@@ -15,6 +15,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 CANDIDATES = tuple(1 << power for power in range(7, 14))  # 128 to 8,192 tokens
+# On a CPU longer steps gain nothing, and a noisy machine could make them look as if they did.
+CPU_CANDIDATES = CANDIDATES[:5]
 
 _START = (512, 1024, 2048)
 _MIN_GAIN = 0.03  # of rate, for which a longer step is worth its wait

@@ -10,6 +10,7 @@ Invariant: every job that `submit` accepts ends exactly once, with rows, an erro
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -27,7 +28,8 @@ log = logging.getLogger("embedding.lane")
 OnStep = Callable[[Step, float, bool], None]  # the step, its seconds, whether it gave rows
 
 
-# A step of more than this many times the urgent limit pauses; a shorter one is soon over.
+# A step with bulk of more than this many times the urgent limit pauses. A shorter one is soon over,
+# and one of short jobs alone has nobody whose turn another short job should take.
 _LONG_STEP = 2
 
 
@@ -189,11 +191,20 @@ class Lane:
                 self._changed.wait_for(lambda: self._plan.num_waiting_jobs or self._stopping)
                 if self._stopping:
                     return None
-                budget = self._budget.next(_name(self._plan.next_group))
-                step = self._plan.take(budget)
-                assert step is not None
-                if running := self._begin(step, budget):
+                if running := self._next():
                     return running
+
+    def _next(self) -> _Running | None:
+        """Short jobs go before a long step, or they would ride in it to its end; within their
+        share, as at its pauses. None when others compute all of it. Needs the lock."""
+        bulk_waits = self._plan.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens
+        if bulk_waits and self._plan.has_urgent and self._share.may_begin:
+            step = self._plan.take_urgent()
+            if step is not None:
+                return self._begin(step, 0)
+        budget = self._budget.next(_name(self._plan.next_group))
+        step = self._plan.take(budget)
+        return None if step is None else self._begin(step, budget)
 
     def _next_urgent(self) -> _Running | None:
         with self._changed:
@@ -217,16 +228,19 @@ class Lane:
         step = running.step
         started = self._resumed_at = self._started_at = time.perf_counter()
         self._nested_s = 0.0
-        is_long = step.num_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0
+        is_long = step.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0
+        num_splits = self._steps.num_splits
         is_done = self._compute(running, self._pause if is_long else None)
         now = time.perf_counter()
         self._started_at = 0.0
-        self._share.earn(now - self._resumed_at)
+        (self._share.earn if running.budget else self._share.spend)(now - self._resumed_at)
         taken = now - started - self._nested_s
         self._on_step(step, taken, is_done)
-        if is_done:
+        if running.budget and is_done:
+            fits = self._steps.num_splits == num_splits
+            seconds = taken if fits else math.inf  # for ever: that budget is too large
             self._budget.observe(
-                _name(step.group), running.budget, step.num_tokens, taken, running.was_full
+                _name(step.group), running.budget, step.num_tokens, seconds, running.was_full
             )
 
     def _pause(self) -> None:
@@ -272,7 +286,7 @@ class _Running:
 
     step: Step
     members: list[Member]
-    budget: int
+    budget: int  # 0: short jobs that went first
     was_full: bool  # more of its group waited
 
 

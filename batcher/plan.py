@@ -34,6 +34,7 @@ class Claim:
     finish: int = 0  # tag of the next sequence
     num_taken: int = 0
     num_waiting_tokens: int = 0
+    is_urgent: bool = False  # of few tokens: `take_urgent` may take it
     withdrawn: bool = False  # or taken to its end: nothing of it waits
 
     def release(self) -> None:
@@ -53,6 +54,7 @@ class Step:
     group: Hashable
     members: list[tuple[Any, int]]
     num_tokens: int
+    num_bulk_tokens: int = 0  # of jobs that are not urgent
 
 
 class Plan:
@@ -66,6 +68,7 @@ class Plan:
         self.max_urgent_tokens = max_urgent_tokens
         self.num_waiting_jobs = 0
         self.num_waiting_tokens = 0
+        self.num_bulk_tokens = 0  # those of jobs that are not urgent
         self._heaps: dict[Hashable, list[_Place]] = {}
         self._urgent: list[_Place] = []  # claims that wait in their group's heap too
         self._virtual_time = 0
@@ -92,7 +95,10 @@ class Plan:
         self._num_added += 1
         place = (claim.finish, self._num_added, claim)
         heapq.heappush(self._heaps.setdefault(group, []), place)
-        if sum(alone) <= self.max_urgent_tokens:
+        claim.is_urgent = sum(alone) <= self.max_urgent_tokens
+        if not claim.is_urgent:
+            self.num_bulk_tokens += claim.num_waiting_tokens
+        else:
             _drop_withdrawn(self._urgent)
             heapq.heappush(self._urgent, place)
         self.num_waiting_jobs += 1
@@ -105,6 +111,8 @@ class Plan:
             return
         self.num_waiting_jobs -= 1
         self.num_waiting_tokens -= claim.num_waiting_tokens
+        if not claim.is_urgent:
+            self.num_bulk_tokens -= claim.num_waiting_tokens
         claim.release()
 
     def owners(self) -> list[Any]:
@@ -138,7 +146,7 @@ class Plan:
         group = heap[0][2].group
         members: list[tuple[Any, int]] = []
         begun: set[int] = set()  # claims that have a member in this step
-        num_tokens = num_alone = limit = 0
+        num_tokens = num_alone = num_bulk = limit = 0
         while heap:
             claim = heap[0][2]
             if claim.withdrawn:
@@ -154,8 +162,9 @@ class Plan:
             members.append((claim.owner, claim.num_taken))
             num_tokens += cost
             num_alone += alone
+            num_bulk += 0 if claim.is_urgent else cost
             self._advance(heap, claim, cost)
-        return Step(group, members, num_tokens)
+        return Step(group, members, num_tokens, num_bulk)
 
     @property
     def has_urgent(self) -> bool:
@@ -201,6 +210,8 @@ class Plan:
         claim.finish += cost - own
         self._virtual_time = max(self._virtual_time, claim.finish)
         self.num_waiting_tokens -= own
+        if not claim.is_urgent:
+            self.num_bulk_tokens -= own
         claim.num_waiting_tokens -= own
         claim.num_taken += 1
         if claim.num_taken == len(claim.costs):

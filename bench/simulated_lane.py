@@ -5,7 +5,7 @@ the lane is free; a step of more than `_LONG_STEP` times the urgent limit pauses
 a layer; at a pause an urgent step runs, nested, if the half share lets it; every second of an outer
 step is earned, every second of a nested one spent. No job is cancelled, fails or shares rows.
 Must not know what is measured, nor torch. Invariant: the same jobs give the same times on every
-machine; only `decision_s`, the plan's own cost, is read off a real clock.
+machine; only `add_s` and `take_s`, the plan's own cost, are read off a real clock.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SimulatedLane:
         self.tokens_of: dict[str, int] = {}  # the same by client
         self.jobs: list[SimulatedJob] = []
         self.num_steps = self.num_yields = self.num_taken = 0
-        self.decision_s = 0.0
+        self.add_s = self.take_s = 0.0  # wall seconds in the plan
         self.steps: list[Step] | None = None  # put a list there to keep them, in order of beginning
         self._model = model
         self._budget = budget
@@ -92,13 +92,23 @@ class SimulatedLane:
         """Until nothing is left to do, or until the step that runs at `until_s` has ended."""
         while self.now_s < until_s:
             self._let_in()
-            step = self._take()
-            if step is not None:
+            if self._goes_first() and (step := self._take(urgent=True)) is not None:
+                taken_s = self._model.seconds(step.num_tokens)
+                self.now_s += taken_s
+                self._share.spend(taken_s)
+                self._finish(step)
+            elif (step := self._take()) is not None:
                 self._run(step)
             elif self._coming:
                 self.now_s = max(self.now_s, self._coming[0][0])
             else:
                 return
+
+    def _goes_first(self) -> bool:
+        """Whether a short job may run before the long step that would begin."""
+        plan = self._plan
+        bulk_waits = plan.num_bulk_tokens > _LONG_STEP * plan.max_urgent_tokens
+        return bulk_waits and plan.has_urgent and self._share.may_begin
 
     def _let_in(self) -> None:
         """Whoever has come by now."""
@@ -109,12 +119,12 @@ class SimulatedLane:
             self.jobs.append(job)
             start = time.perf_counter()
             self._plan.add(job, "model", job.costs)
-            self.decision_s += time.perf_counter() - start
+            self.add_s += time.perf_counter() - start
 
     def _take(self, urgent: bool = False) -> Step | None:
         start = time.perf_counter()
         step = self._plan.take_urgent() if urgent else self._plan.take(self._budget)
-        self.decision_s += time.perf_counter() - start
+        self.take_s += time.perf_counter() - start
         if step is not None:
             self.num_taken += len(step.members)
             if self.steps is not None:
@@ -124,7 +134,7 @@ class SimulatedLane:
     def _run(self, step: Step) -> None:
         num_parts = self._model.num_parts
         part_s = self._model.seconds(step.num_tokens) / num_parts
-        if step.num_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0:
+        if step.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0:
             for _ in range(num_parts):
                 self._pause()
                 self.now_s += part_s

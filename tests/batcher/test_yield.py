@@ -201,3 +201,46 @@ def test_urgent_work_that_has_spent_its_half_waits(engine: Scripted) -> None:
     engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
     Waiting(engine.lane, "m", "b", cost=LONG).rows()
     assert engine.log[:2] == ["begin m:b", "end m:b"]
+
+
+def test_short_jobs_alone_share_one_step() -> None:
+    """They are no reason to cut a step of nothing but short jobs into small ones."""
+    gate = threading.Event()
+    steps: list[list[str]] = []
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        steps.append(payloads)
+        assert gate.wait(PATIENCE_S)
+        return payloads
+
+    lane = Lane(run, 1000, max_urgent_tokens=URGENT)
+    jobs = [Waiting(lane, "m", "first")]
+    while not steps:
+        pass
+    jobs += [Waiting(lane, "m", f"q{i}") for i in range(2 * URGENT)]
+    gate.set()
+    for job in jobs:
+        job.rows()
+    lane.stop(PATIENCE_S)
+    assert len(steps) == 2
+
+
+def test_short_jobs_go_before_a_long_step_and_not_into_it() -> None:
+    gate = threading.Event()
+    steps: list[list[str]] = []
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        steps.append(payloads)
+        assert gate.wait(PATIENCE_S)
+        return payloads
+
+    lane = Lane(run, 1000, max_urgent_tokens=URGENT)
+    jobs = [Waiting(lane, "m", "first")]
+    while not steps:
+        pass
+    jobs += [Waiting(lane, "m", "bulk", cost=LONG), Waiting(lane, "m", "q")]
+    gate.set()
+    for job in jobs:
+        job.rows()
+    lane.stop(PATIENCE_S)
+    assert steps == [["first"], ["q"], ["bulk"]]

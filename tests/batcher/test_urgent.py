@@ -1,0 +1,78 @@
+"""Short jobs can be taken whole, ahead of the others, and are counted apart from bulk."""
+
+from __future__ import annotations
+
+import pytest
+
+from batcher.plan import Plan, Step
+
+LIMIT = 8
+
+
+def members(step: Step | None) -> list[str]:
+    return [] if step is None else [f"{owner}{index}" for owner, index in step.members]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(LIMIT)
+
+
+def test_only_whole_jobs_of_few_tokens_are_urgent(plan: Plan) -> None:
+    plan.add("bulk", "g", [5, 4])
+    assert plan.take_urgent() is None
+    plan.add("a", "g", [4, 4])
+    assert members(plan.take_urgent()) == ["a0", "a1"]
+    assert plan.take_urgent() is None
+    assert members(plan.take(100)) == ["bulk0", "bulk1"]
+
+
+def test_the_rest_of_a_bulk_job_is_not_urgent(plan: Plan) -> None:
+    plan.add("bulk", "g", [8, 4])
+    plan.take(8)
+    assert plan.num_waiting_tokens == 4
+    assert plan.take_urgent() is None
+
+
+def test_several_share_a_step_up_to_the_limit_and_one_group(plan: Plan) -> None:
+    for name, group in (("a", "g"), ("b", "g"), ("c", "g"), ("d", "h")):
+        plan.add(name, group, [4])
+    assert members(plan.take_urgent()) == ["a0", "b0"]
+    step = plan.take_urgent()
+    assert members(step) == ["c0"]
+    assert members(plan.take_urgent()) == ["d0"]
+    assert not plan.has_urgent
+
+
+def test_what_was_taken_or_withdrawn_is_not_taken_again(plan: Plan) -> None:
+    claim = plan.add("gone", "g", [2])
+    plan.add("taken", "g", [2])
+    plan.add("half", "g", [2, 2])
+    plan.withdraw(claim)
+    assert members(plan.take(4)) == ["taken0", "half0"]
+    assert plan.take_urgent() is None
+    assert members(plan.take(4)) == ["half1"]
+    assert plan.take(4) is None
+
+
+def test_bulk_tokens_are_counted_apart(plan: Plan) -> None:
+    plan.add("a", "g", [4])
+    claim = plan.add("bulk", "g", [5, 5, 5])
+    assert (plan.num_waiting_tokens, plan.num_bulk_tokens) == (19, 15)
+    step = plan.take(9)
+    assert step is not None
+    assert (step.num_tokens, step.num_bulk_tokens) == (9, 5)
+    assert plan.num_bulk_tokens == 10
+    plan.withdraw(claim)
+    assert (plan.num_waiting_tokens, plan.num_bulk_tokens) == (0, 0)
+
+
+def test_urgent_jobs_leave_no_trace(plan: Plan) -> None:
+    for number in range(1000):
+        plan.add(number, "g", [3])
+        if number % 2:
+            plan.take(100)
+    plan.take(100)
+    plan.add("last", "g", [3])
+    assert len(plan._urgent) == 1
+    assert plan.num_waiting_jobs == 1
