@@ -22,8 +22,14 @@ def pytest_runtest_makereport(
         and not hasattr(report, "wasxfail")
         and not item.get_closest_marker("weights")
     ):
-        _unexpected_skips.append(item.nodeid)
+        # It travels to whoever runs the workers.
+        report.is_unexpected_skip = True  # type: ignore[attr-defined]
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if getattr(report, "is_unexpected_skip", False):
+        _unexpected_skips.append(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -246,7 +246,7 @@ def test_a_query_to_one_model_passes_the_bulk_of_another(
         server.engine.steps.clear()
         server.engine.may_run.clear()
         server.engine.is_running.clear()
-        bulk = pool.submit(use, server, "a", input=["x" * 14] * 20)
+        bulk = pool.submit(use, server, "a", input=["x" * 13 + chr(97 + i) for i in range(20)])
         assert server.engine.is_running.wait(TIMEOUT_S)
         path = "/api/rerank" if other == "ranker" else "/api/embed"
         body = {"model": other, "input": "a", "query": "a", "documents": ["b"]}

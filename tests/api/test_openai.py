@@ -200,7 +200,7 @@ def test_null_in_every_field_is_the_default(server: FakeServer) -> None:
 
 @pytest.mark.parametrize("user", [5, {"id": 1}, ["a"], "someone"])
 def test_user_and_unknown_fields_are_ignored(server: FakeServer, user: Any) -> None:
-    answer = embed(server, user=user, extra_body={"a": 1}, truncate="whatever")
+    answer = embed(server, user=user, extra_body={"a": 1}, stream="whatever")
     assert answer["data"] == embed(server)["data"]
 
 

@@ -26,9 +26,10 @@ def run(group: Hashable, payloads: list[Any], pause: Pause | None) -> list[Any]:
 
 
 def kill(lane: Lane) -> None:
+    thread = lane._thread  # it may have a successor at once
     lane.submit(Job("m", ["die"], [1]))
-    lane._thread.join(PATIENCE_S)
-    assert not lane.alive
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
 
 
 async def _comes_alive(lane: Lane) -> None:
