@@ -18,7 +18,7 @@ from api.embedding_views import Answered, Form, embed_views, outputs_of, views_o
 from api.errors import BadRequest
 from api.fields import Body, EncodingFormat, Outputs, PromptFields, WholeNumber
 from api.jobs import EmbedRequest, check_texts
-from api.scoring import ScoreRequest, score
+from api.scoring import ScoreRequest, score_by_name
 from api.service import Service
 
 router = APIRouter(tags=["Ollama"])
@@ -225,16 +225,14 @@ async def post_rerank(request: Request) -> Response:
     settings = service.admit()
     body = await read_request(request, RerankBody, settings.max_body_bytes)
     check_texts(body.documents, settings.max_inputs, "documents")
-    folder = await service.find_reranker(body.model)
     wanted = ScoreRequest(
         [(body.query, document) for document in body.documents],
         instruction=body.instruction or None,
     )
-    async with service.lease(request, folder, body.keep_alive) as serving:
-        scored = await score(service, serving, wanted)
+    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
     results = [
         {"index": index, "relevance_score": value}
         for index, value in scored.best(body.top_n, raw=False)
     ]
-    content = await writing.write({"model": body.model or folder.name, "results": results})
+    content = await writing.write({"model": name, "results": results})
     return Response(content, 200, scored.cost.headers(), "application/json")

@@ -18,7 +18,7 @@ from api.dialects import speaks
 from api.errors import BadRequest
 from api.fields import Body, TruncateFields, Usage, WholeNumber, usage
 from api.jobs import check_texts
-from api.scoring import Scored, ScoreRequest, score
+from api.scoring import Scored, ScoreRequest, score_by_name
 from api.service import Service
 from engine.views import Weights
 
@@ -142,7 +142,7 @@ async def post_rerank(request: Request) -> Response:
         speaks(request, "tei")
         return await tei.rerank(request, service, settings, value)
     body = check(value, RerankBody)
-    documents = [text_of(document) for document in body.documents]
+    documents = [text_of(document, "documents") for document in body.documents]
     check_texts(documents, settings.max_inputs, "documents")
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
         raise BadRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
@@ -155,7 +155,7 @@ async def post_rerank(request: Request) -> Response:
         instruction=body.instruction or None,
         weights=body.view_weights(),
     )
-    name, scored = await scored_by(service, request, body, wanted)
+    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "model": name,
@@ -177,17 +177,8 @@ def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dic
     return results
 
 
-async def scored_by(
-    service: Service, request: Request, body: RelevanceBody, wanted: ScoreRequest
-) -> tuple[str, Scored]:
-    """The model's name as the answer tells it, and the scores."""
-    folder = await service.find_reranker(body.model)
-    async with service.lease(request, folder, body.keep_alive) as serving:
-        return body.model or folder.name, await score(service, serving, wanted)
-
-
-def text_of(item: Any) -> Any:
+def text_of(item: Any, field: str) -> Any:
     """A text, or an object's `text`; what is no text is refused by `check_texts`."""
     if isinstance(item, dict) and "text" not in item:
-        raise BadRequest('a document is a text, or an object with "text"', "documents")
+        raise BadRequest(f'{field}: each is a text, or an object with "text"', field)
     return item["text"] if isinstance(item, dict) else item

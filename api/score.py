@@ -17,8 +17,8 @@ from api.body import read_request
 from api.errors import BadRequest
 from api.fields import Usage, usage
 from api.jobs import check_texts
-from api.rerank import RelevanceBody, scored_by, text_of
-from api.scoring import ScoreRequest
+from api.rerank import RelevanceBody, text_of
+from api.scoring import ScoreRequest, score_by_name
 from api.service import Service
 
 router = APIRouter(tags=["Rerank and score"])
@@ -90,7 +90,7 @@ async def post_score(request: Request) -> Response:
         weights=body.view_weights(),
         has_sides=body.queries is not None,
     )
-    name, scored = await scored_by(service, request, body, wanted)
+    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
     scores = scored.scores(body.is_raw())
     answer = {
         "id": f"score-{uuid.uuid4().hex}",
@@ -115,7 +115,11 @@ def _pairs(body: ScoreBody, max_inputs: int) -> list[tuple[str, str]]:
     sides = []
     for name in given[0]:
         value = getattr(body, name)
-        texts = [text_of(item) for item in value] if isinstance(value, list) else [text_of(value)]
+        texts = (
+            [text_of(item, name) for item in value]
+            if isinstance(value, list)
+            else [text_of(value, name)]
+        )
         check_texts(texts, max_inputs, name)
         sides.append(texts)
     lefts, rights = sides

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fastapi import Request
 from numpy.typing import NDArray
 
 from api.errors import BadRequest
@@ -56,6 +57,19 @@ class Scored:
         scores = self.scores(raw)
         order = np.argsort(-self.raw, kind="stable").tolist()  # many a sigmoid rounds to 1
         return [(i, scores[i]) for i in (order[:top_n] if top_n and top_n > 0 else order)]
+
+
+async def score_by_name(
+    service: Service,
+    request: Request,
+    asked: str | None,
+    wanted: ScoreRequest,
+    keep_alive_s: float | None = None,
+) -> tuple[str, Scored]:
+    """By the model asked for, else the default reranker; with its name as the answer tells it."""
+    folder = await service.find_reranker(asked)
+    async with service.lease(request, folder, keep_alive_s) as serving:
+        return asked or folder.name, await score(service, serving, wanted)
 
 
 async def score(service: Service, serving: Serving, wanted: ScoreRequest) -> Scored:

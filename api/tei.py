@@ -20,7 +20,7 @@ from api.errors import BadRequest
 from api.fields import Body, Side, WholeNumber
 from api.inputs import read_inputs
 from api.jobs import EmbedRequest, PromptChoice, check_texts
-from api.scoring import ScoreRequest, score
+from api.scoring import ScoreRequest, score_by_name
 from api.service import Service
 from api.writing import off_loop
 from settings import Settings
@@ -219,9 +219,7 @@ async def rerank(
         truncate=body.truncate is not False,
         truncation_side=body.truncation_direction or "right",
     )
-    folder = await service.find_reranker(body.model)
-    async with service.lease(request, folder, body.keep_alive) as serving:
-        scored = await score(service, serving, wanted)
+    _, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
     ranks: list[dict[str, Any]] = []
     for index, relevance in scored.best(None, bool(body.raw_scores)):
         rank: dict[str, Any] = {"index": index, "score": relevance}

@@ -220,7 +220,7 @@ def test_bad_input_is_refused_by_field_or_index(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"documents": [{"title": "a"}]}, 'a document is a text, or an object with "text"'),
+        ({"documents": [{"title": "a"}]}, 'documents: each is a text, or an object with "text"'),
         ({"documents": ["a", {"text": 5}]}, "documents[1] is not a string"),
         ({"documents": ["a", {"text": "\ud800"}]}, "documents[1] is not valid Unicode"),
         ({"max_tokens_per_doc": 0}, "max_tokens_per_doc must be at least 1"),

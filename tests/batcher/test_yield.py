@@ -203,44 +203,32 @@ def test_urgent_work_that_has_spent_its_half_waits(engine: Scripted) -> None:
     assert engine.log[:2] == ["begin m:b", "end m:b"]
 
 
-def test_short_jobs_alone_share_one_step() -> None:
-    """They are no reason to cut a step of nothing but short jobs into small ones."""
-    gate = threading.Event()
+def steps_behind_a_first(*coming: tuple[str, int]) -> list[list[str]]:
+    """What runs when jobs of (payload, cost) have come while a first one ran."""
+    gate, is_running = threading.Event(), threading.Event()
     steps: list[list[str]] = []
 
     def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
         steps.append(payloads)
+        is_running.set()
         assert gate.wait(PATIENCE_S)
         return payloads
 
     lane = Lane(run, 1000, max_urgent_tokens=URGENT)
     jobs = [Waiting(lane, "m", "first")]
-    while not steps:
-        pass
-    jobs += [Waiting(lane, "m", f"q{i}") for i in range(2 * URGENT)]
+    assert is_running.wait(PATIENCE_S)
+    jobs += [Waiting(lane, "m", payload, cost=cost) for payload, cost in coming]
     gate.set()
     for job in jobs:
         job.rows()
     lane.stop(PATIENCE_S)
-    assert len(steps) == 2
+    return steps
+
+
+def test_short_jobs_alone_share_one_step() -> None:
+    """They are no reason to cut a step of nothing but short jobs into small ones."""
+    assert len(steps_behind_a_first(*((f"q{i}", 1) for i in range(2 * URGENT)))) == 2
 
 
 def test_short_jobs_go_before_a_long_step_and_not_into_it() -> None:
-    gate = threading.Event()
-    steps: list[list[str]] = []
-
-    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
-        steps.append(payloads)
-        assert gate.wait(PATIENCE_S)
-        return payloads
-
-    lane = Lane(run, 1000, max_urgent_tokens=URGENT)
-    jobs = [Waiting(lane, "m", "first")]
-    while not steps:
-        pass
-    jobs += [Waiting(lane, "m", "bulk", cost=LONG), Waiting(lane, "m", "q")]
-    gate.set()
-    for job in jobs:
-        job.rows()
-    lane.stop(PATIENCE_S)
-    assert steps == [["first"], ["q"], ["bulk"]]
+    assert steps_behind_a_first(("bulk", LONG), ("q", 1)) == [["first"], ["q"], ["bulk"]]
