@@ -5,6 +5,7 @@ No forward runs; a model that is not in memory is loaded for its tokenizer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -92,24 +93,33 @@ async def post_tokenize(request: Request) -> Response:
         raise BadRequest("give inputs, a text or a list of texts, or prompt, a text", "inputs")
     _check_lengths(texts, settings, "inputs")
     async with service.lease(request, service.find(body.model), body.keep_alive) as serving:
+        start = time.perf_counter()
         prompt = _prompt(serving, body.prompt_name)
         with_special = body.add_special_tokens is not False
         spelled = await _spell(service, serving, texts, with_special, prompt)
-    return Response(await writing.write(spelled), 200, None, "application/json")
+        headers = _headers(start)
+    return Response(await writing.write(spelled), 200, headers, "application/json")
 
 
 async def _tokenize_prompt(request: Request, service: Service, body: PromptBody) -> Response:
     assert service.settings is not None
     _check_lengths([body.prompt], service.settings, "prompt")
     async with service.lease(request, service.find(body.model), body.keep_alive) as serving:
+        start = time.perf_counter()
         with_special = body.add_special_tokens is not False
         (tokens,) = await _spell(service, serving, [body.prompt], with_special)
-        max_length = serving.model.max_length
+        max_length, headers = serving.model.max_length, _headers(start)
     ids = [token["id"] for token in tokens]
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": max_length, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = [token["text"] for token in tokens]
-    return Response(await writing.write(answer), 200, None, "application/json")
+    return Response(await writing.write(answer), 200, headers, "application/json")
+
+
+def _headers(start: float) -> dict[str, str]:
+    """No forward runs, so there is no queue."""
+    taken_ms = (time.perf_counter() - start) * 1e3
+    return {"x-tokenization-time": f"{taken_ms:.2f}", "x-compute-tokens": "0"}
 
 
 def _check_lengths(texts: list[Any], settings: Settings, field: str) -> None:
@@ -181,6 +191,7 @@ async def post_decode(request: Request) -> Response:
     lists = read_id_lists(body.ids, "ids", settings.max_inputs)
     skip = body.skip_special_tokens is not False
     async with service.lease(request, service.find(body.model), body.keep_alive) as serving:
+        start = time.perf_counter()
         model = serving.model
         texts: list[str] = []
 
@@ -189,4 +200,5 @@ async def post_decode(request: Request) -> Response:
 
         async for part in service.in_parts(lists, decode):
             texts += part
-    return Response(await writing.write(texts), 200, None, "application/json")
+        headers = _headers(start)
+    return Response(await writing.write(texts), 200, headers, "application/json")

@@ -196,3 +196,17 @@ def test_inputs_and_a_prompt_at_once_are_refused(server: FakeServer) -> None:
     answer = server.post("/tokenize", {"inputs": "a", "prompt": "b"})
     assert answer.status_code == 400
     assert answer.json()["detail"] == "give inputs or prompt, not both"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"inputs": "a"}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/decode", {"ids": [97]}),
+    ],
+)
+def test_the_time_is_told(server: FakeServer, path: str, body: dict[str, Any]) -> None:
+    headers = server.post(path, body).headers
+    assert float(headers["x-tokenization-time"]) >= 0
+    assert headers["x-compute-tokens"] == "0"
