@@ -1,22 +1,23 @@
 """A person's queries beside bulk clients: how long they wait, and what that costs the bulk.
 
-    python -m bench.interactive [--model bge-m3] [--seconds 120] [--think 3.0]
+    python -m bench.interactive [--model bge-m3] [--window 20] [--think 5]
 
-The real server over HTTP, started once with YIELD=on and once with off. In each: the interactive
-client alone, four bulk clients alone (32 texts a request, lognormal around 100 tokens, closed
-loop), then all five. The interactive client sends a text of 12 words, waits for the answer, and
-thinks for about `think` seconds (exponential), as one person does. Rates are tokens that the server
-computed for bulk.
+The real server over HTTP, started once with YIELD=on and once with off. In each, a few rounds: the
+interactive client alone; then four bulk clients (32 texts a request, lognormal around 100 tokens,
+closed loop) that go on while the interactive client comes for a window and stays away for one, in
+turn, so that a noisy machine hits both alike. The interactive client sends a text of 12 words,
+waits for the answer, and thinks for about `think` seconds (exponential), as one person does. Rates
+are tokens that the server computed for bulk, from one end of a step to another.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import random
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -28,6 +29,23 @@ from bench.random_models import build
 _NUM_BULK, _BULK_TEXTS = 4, 32
 _WORDS = 12
 _STEP = 100  # more tokens at once than queries are
+
+
+Window = tuple[int, float]  # the bulk's tokens in so many seconds
+
+
+@dataclass(slots=True)
+class Windows:
+    """What the bulk did in windows without and with people, and what the people waited."""
+
+    alone: list[Window]
+    beside: list[Window]
+    query_ms: list[float]
+
+    def add(self, more: Windows) -> None:
+        self.alone += more.alone
+        self.beside += more.beside
+        self.query_ms += more.query_ms
 
 
 class Load:
@@ -76,22 +94,26 @@ class Load:
             await asyncio.sleep(0.05)
         return now, time.perf_counter()
 
-    async def beside_bulk(self, seconds: float, num_people: int) -> tuple[list[float], float]:
-        """What people's queries took, and the bulk's tokens a second."""
+    async def alternating(self, window_s: float, num_pairs: int, num_people: int) -> Windows:
+        """Bulk all the time; people in every other window."""
+        found = Windows([], [], [])
         bulks = [asyncio.create_task(self.bulk()) for _ in range(_NUM_BULK)]
         await self.step_end()
         before, start = await self.step_end()
-        people = [self.person(start + seconds) for _ in range(num_people)]
-        taken = await asyncio.gather(*people)
-        if not people:
-            await asyncio.sleep(seconds)
-        after, end = await self.step_end()
+        for place in range(2 * num_pairs):
+            people = [self.person(start + window_s) for _ in range(num_people * (place % 2))]
+            for taken in await asyncio.gather(*people):
+                found.query_ms.extend(taken)
+            await asyncio.sleep(max(0.0, start + window_s - time.perf_counter()))
+            after, end = await self.step_end()
+            rates = found.beside if people else found.alone
+            rates.append((after - before, end - start))
+            before, start = after, end
         for task in bulks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*bulks)
+        await asyncio.gather(*bulks, return_exceptions=True)
         await self.drained()
-        return [ms for one in taken for ms in one], (after - before) / (end - start)
+        return found
 
     async def drained(self) -> None:
         while (await self._client.get("/health")).json()["waiting_jobs"]:
@@ -99,37 +121,34 @@ class Load:
         await self.query()
 
 
-async def measure_server(
-    url: str, seconds: float, think_s: float, people: int, rounds: int
-) -> dict[str, Any]:
+async def measure_server(url: str, asked: argparse.Namespace, num_pairs: int) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=100)
     idle: list[float] = []
-    busy: list[float] = []
-    rates: list[tuple[float, float]] = []
+    found = Windows([], [], [])
     async with httpx.AsyncClient(
         base_url=url, timeout=600, limits=limits, trust_env=False
     ) as client:
-        load = Load(client, think_s)
+        load = Load(client, asked.think)
         for _ in range(3):
             await load.query()
-        for _ in range(rounds):
+        for _ in range(asked.rounds):
             idle += [await load.query() for _ in range(20)]
-            _, alone = await load.beside_bulk(seconds / 2 / rounds, 0)
-            taken, beside = await load.beside_bulk(seconds / rounds, people)
-            busy += taken
-            rates.append((alone, beside))
-    alone_s, beside_s = zip(*rates, strict=True)
+            found.add(await load.alternating(asked.window, num_pairs, asked.people))
     return {
-        "interactive_p95_over_idle": round(_p95(busy) / _p95(idle), 2),
-        "bulk_share_kept": round(sum(beside_s) / sum(alone_s), 3),
+        "interactive_p95_over_idle": round(_p95(found.query_ms) / _p95(idle), 2),
+        "bulk_share_kept": round(_rate(found.beside) / _rate(found.alone), 3),
         "idle_ms": _summary(idle),
-        "beside_bulk_ms": _summary(busy),
+        "beside_bulk_ms": _summary(found.query_ms),
         "bulk_tokens_per_s": {
-            "alone": [round(rate, 1) for rate in alone_s],
-            "beside": [round(rate, 1) for rate in beside_s],
+            "alone": [round(_rate([one]), 1) for one in found.alone],
+            "beside": [round(_rate([one]), 1) for one in found.beside],
         },
-        "queries": len(busy),
+        "queries": len(found.query_ms),
     }
+
+
+def _rate(windows: list[Window]) -> float:
+    return sum(tokens for tokens, _ in windows) / sum(seconds for _, seconds in windows)
 
 
 def _p95(taken: list[float]) -> float:
@@ -150,15 +169,16 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     for way in asked.ways:
         with server(asked.model, EMBEDDING_YIELD=way, EMBEDDING_ACCESS_LOG="false") as url:
             found[f"yield_{way}"] = asyncio.run(
-                measure_server(url, asked.seconds, asked.think, asked.people, asked.rounds)
+                measure_server(url, asked, asked.pairs if way == "on" else 1)
             )
     return {
         **found,
         "model": asked.model,
         "people": asked.people,
         "think_s": asked.think,
-        "seconds": asked.seconds,
+        "window_s": asked.window,
         "rounds": asked.rounds,
+        "pairs_of_windows": asked.pairs,
         "bulk_clients": _NUM_BULK,
         "texts_a_request": _BULK_TEXTS,
     }
@@ -167,8 +187,9 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="short queries beside bulk clients")
     parser.add_argument("--model", default="bge-m3")
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--think", type=float, default=3.0)
+    parser.add_argument("--window", type=float, default=20, help="seconds")
+    parser.add_argument("--pairs", type=int, default=3, help="of windows a round; without yields 1")
+    parser.add_argument("--think", type=float, default=5.0, help="seconds")
     parser.add_argument("--people", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=["on", "off"])

@@ -1,11 +1,13 @@
 """Five times what the server can do: who is admitted, who is refused how fast, and what is left.
 
-    python -m bench.overload [--model bge-small] [--seconds 60] [--times 5] [--max-queue-jobs 256]
+    python -m bench.overload [--model bge-small] [--seconds 60] [--times 5] [--max-queue-jobs 32]
 
-The real server over HTTP. First a closed loop of 32 clients finds the sustainable rate (texts one a
-request, lognormal around 100 tokens); then requests come at `times` that rate whatever becomes of
-them (Poisson, fixed seed); then a single client asks short queries until they are answered as on an
-idle server. Memory is the server's own figure (/metrics). The clients share the machine's cores.
+The real server over HTTP. First as many closed-loop clients as the queue has places find the
+sustainable rate and warm the server up (texts one a request, lognormal around 100 tokens); then
+requests come at `times` that rate whatever becomes of them (Poisson, fixed seed); then a single
+client asks short queries until they are answered as on an idle server. Memory is the server's own
+figure (/metrics). The clients share the machine's cores; what a refusal takes is told by them, and
+by the server's own clock beside it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from bench import measure
 from bench.http_load import MODELS, server
 from bench.random_models import build
+from bench.raw_client import RawClient
 
-_NUM_CLIENTS = 32
 _QUERY_WORDS = 8
 _IDLE_LIKE = 2.0  # times the idle p95
 _NUM_IDLE_LIKE = 5  # queries in a row
@@ -40,24 +40,24 @@ class Answered:
     status: int
     taken_ms: float
     queue_ms: float
+    server_ms: float
 
 
 class Load:
     """Clients of one server."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: RawClient) -> None:
         self._client = client
         self._rng = random.Random(1)
         self._texts: Iterator[str] = itertools.cycle(measure.lognormal_texts(4096, seed=2))
-        self.peak_bytes = 0
+        self.resident: list[int] = []
 
     async def ask(self, text: str) -> Answered:
-        start = time.perf_counter()
         body = {"input": text, "encoding_format": "base64"}
-        answer = await self._client.post("/api/embed", json=body)
-        taken_ms = (time.perf_counter() - start) * 1e3
+        answer = await self._client.post("/api/embed", body)
         queue_ms = float(answer.headers.get("x-queue-time", 0))
-        return Answered(answer.status_code, taken_ms, queue_ms)
+        server_ms = float(answer.headers["x-total-time"])
+        return Answered(answer.status, answer.taken_ms, queue_ms, server_ms)
 
     async def query(self) -> Answered:
         return await self.ask(measure.words(self._rng, _QUERY_WORDS))
@@ -67,7 +67,7 @@ class Load:
             await self.query()
         return [(await self.query()).taken_ms for _ in range(num_queries)]
 
-    async def sustainable_rate(self, seconds: float) -> float:
+    async def sustainable_rate(self, seconds: float, num_clients: int) -> float:
         """Requests a second of a closed loop; the first tenth is warm-up."""
         start = time.perf_counter()
         ends: list[float] = []
@@ -78,7 +78,7 @@ class Load:
                 assert answered.status == 200, answered
                 ends.append(time.perf_counter())
 
-        await asyncio.gather(*(client() for _ in range(_NUM_CLIENTS)))
+        await asyncio.gather(*(client() for _ in range(num_clients)))
         counted = [end for end in ends if start + seconds / 10 <= end < start + seconds]
         return len(counted) / (seconds * 0.9)
 
@@ -114,36 +114,32 @@ class Load:
     async def watch_memory(self) -> None:
         """Until cancelled."""
         while True:
-            await self.resident_bytes()
+            self.resident.append(await self.resident_bytes())
             await asyncio.sleep(0.5)
 
     async def resident_bytes(self) -> int:
-        text = (await self._client.get("/metrics")).text
+        text = (await self._client.get("/metrics")).body.decode()
         found = re.search(r"^process_resident_memory_bytes (\S+)", text, re.MULTILINE)
         assert found is not None
-        num_bytes = int(float(found[1]))
-        self.peak_bytes = max(self.peak_bytes, num_bytes)
-        return num_bytes
+        return int(float(found[1]))
 
 
-async def measure_server(url: str, seconds: float, times: float) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=1000)
-    async with httpx.AsyncClient(
-        base_url=url, timeout=600, limits=limits, trust_env=False
-    ) as client:
-        load = Load(client)
-        idle = await load.idle_ms()
-        rate = await load.sustainable_rate(max(3.0, seconds / 4))
-        before = await load.resident_bytes()
-        watcher = asyncio.create_task(load.watch_memory())
-        asked = await load.open_loop(rate * times, seconds)
-        recovered_s, drained_s = await asyncio.gather(
-            load.recovered_s(_p95(idle)), load.drained_s()
-        )
-        answers = await asyncio.gather(*asked)
-        watcher.cancel()
-        after = await load.resident_bytes()
-        again = await load.idle_ms()
+async def measure_server(
+    url: str, seconds: float, times: float, max_queue_jobs: int
+) -> dict[str, Any]:
+    client = RawClient(url)
+    load = Load(client)
+    idle = await load.idle_ms()
+    rate = await load.sustainable_rate(max(3.0, seconds / 2), max_queue_jobs)
+    before = await load.resident_bytes()
+    watcher = asyncio.create_task(load.watch_memory())
+    asked = await load.open_loop(rate * times, seconds)
+    recovered_s, drained_s = await asyncio.gather(load.recovered_s(_p95(idle)), load.drained_s())
+    answers = await asyncio.gather(*asked)
+    watcher.cancel()
+    after = await load.resident_bytes()
+    again = await load.idle_ms()
+    await client.close()
     return {
         **_told(answers),
         "idle_ms": {"before": _summary(idle), "after": _summary(again)},
@@ -151,7 +147,8 @@ async def measure_server(url: str, seconds: float, times: float) -> dict[str, An
         "asked_requests_per_s": round(len(asked) / seconds, 1),
         "resident_mb": {
             "before": _mb(before),
-            "peak": _mb(load.peak_bytes),
+            "every_tenth": [_mb(size) for size in load.resident[:: len(load.resident) // 10 or 1]],
+            "peak": _mb(max(load.resident)),
             "after": _mb(after),
         },
         "idle_like_after_s": round(recovered_s, 2),
@@ -170,6 +167,9 @@ def _told(answers: Sequence[Answered]) -> dict[str, Any]:
         "admitted_ms": _summary([a.taken_ms for a in admitted]),
         "admitted_queue_ms": _summary([a.queue_ms for a in admitted]),
         "refused_ms": _summary(refused) if refused else None,
+        "refused_server_ms": _summary([a.server_ms for a in answers if a.status == 429])
+        if refused
+        else None,
     }
 
 
@@ -196,7 +196,7 @@ def run(model: str, seconds: float, times: float, max_queue_jobs: int) -> dict[s
         "EMBEDDING_MAX_QUEUE_JOBS": str(max_queue_jobs),
     }
     with server(model, **settings) as url:
-        found = asyncio.run(measure_server(url, seconds, times))
+        found = asyncio.run(measure_server(url, seconds, times, max_queue_jobs))
     return {
         **found,
         "model": model,
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--model", default="bge-small")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--times", type=float, default=5)
-    parser.add_argument("--max-queue-jobs", type=int, default=256)
+    parser.add_argument("--max-queue-jobs", type=int, default=32)
     asked = parser.parse_args()
     result = run(asked.model, asked.seconds, asked.times, asked.max_queue_jobs)
     measure.save(f"overload-{asked.model}", result)
