@@ -20,17 +20,12 @@ from batcher.budget import StepBudget
 from batcher.job import Job
 from batcher.open_jobs import OpenJobs
 from batcher.plan import Plan, Step
-from batcher.share import HalfShare
+from batcher.share import Share
 from batcher.steps import Member, Pause, RunStep, StepFailed, StepRunner
 
 log = logging.getLogger("embedding.lane")
 
 OnStep = Callable[[Step, float, bool], None]  # the step, its seconds, whether it gave rows
-
-
-# A step with bulk of more than this many times the urgent limit pauses. A shorter one is soon over,
-# and one of short jobs alone has nobody whose turn another short job should take.
-_LONG_STEP = 2
 
 
 def _is_memory_error(error: BaseException) -> bool:
@@ -74,7 +69,7 @@ class Lane:
         self._jobs = OpenJobs(self._plan)
         self._changed = threading.Condition()
         self._running: list[_Running] = []  # the step that runs, and the one nested in it
-        self._share = HalfShare()
+        self._share = Share()
         self._resumed_at = 0.0  # when the outer step began or went on
         self._nested_s = 0.0  # of the outer step that runs
         self._started_at = 0.0  # of the outer step; 0: none runs
@@ -195,15 +190,15 @@ class Lane:
                     return running
 
     def _next(self) -> _Running | None:
-        """Short jobs go before a long step, or they would ride in it to its end; within their
-        share, as at its pauses. None when others compute all of it. Needs the lock."""
-        bulk_waits = self._plan.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens
-        if bulk_waits and self._plan.has_urgent and self._share.may_begin:
-            step = self._plan.take_urgent()
+        """Urgent jobs go before a long step, within their share, as at its pauses. None when others
+        compute all of it. Needs the lock."""
+        plan = self._plan
+        if plan.is_long(plan.num_bulk_tokens) and plan.has_urgent and self._share.may_begin:
+            step = plan.take_urgent()
             if step is not None:
                 return self._begin(step, 0)
-        budget = self._budget.next(_name(self._plan.next_group))
-        step = self._plan.take(budget)
+        budget = self._budget.next(_name(plan.next_group))
+        step = plan.take(budget)
         return None if step is None else self._begin(step, budget)
 
     def _next_urgent(self) -> _Running | None:
@@ -219,7 +214,7 @@ class Lane:
         members = self._jobs.begin(step.members)
         if not members:
             return None
-        was_full = len(members) == len(step.members) and self._plan.has_waiting(step.group)
+        was_full = len(members) == len(step.members) and step.is_full
         running = _Running(step, members, budget, was_full)
         self._running.append(running)
         return running
@@ -228,7 +223,7 @@ class Lane:
         step = running.step
         started = self._resumed_at = self._started_at = time.perf_counter()
         self._nested_s = 0.0
-        is_long = step.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0
+        is_long = self._plan.is_long(step.num_bulk_tokens)
         num_splits = self._steps.num_splits
         is_done = self._compute(running, self._pause if is_long else None)
         now = time.perf_counter()

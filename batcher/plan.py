@@ -5,8 +5,10 @@ its policy is tested by tables. Each sequence carries a finish tag: `start + cos
 the virtual time at which its job came, or its predecessor's finish. The smallest finish goes first
 and virtual time follows it (self-clocked fair queueing, Golestani 1994): a short job that comes
 now goes before the rest of a long one, and the long one's next tag stays put while virtual time
-moves towards it, so nobody starves. Jobs of few tokens can also be taken whole, ahead of the
-others: the lane does so in the middle of a long step, and bounds how often.
+moves towards it, so nobody starves. Jobs of few tokens are urgent: they can be taken ahead of the
+others, which the lane does before and within a long step, and bounds how often. As long as they
+are few they come no other way, or they would ride in a long step to its end; a crowd of them goes
+by its tags, with everybody.
 Invariant: every sequence that is added is either taken exactly once or withdrawn.
 """
 
@@ -16,6 +18,13 @@ import heapq
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# Bulk of more than this many times the urgent limit makes a long step. A shorter one is soon over,
+# and one of urgent jobs alone has nobody whose turn another urgent job should take.
+_LONG = 2
+
+# More waiting than this many times the urgent limit is a crowd: about a step of its own.
+_CROWD = 16
 
 # Sequences of a step may stand for this many times the budget when what they share is counted for
 # each: indices, and vectors of every token where a head wants them, take memory for all of it.
@@ -34,7 +43,7 @@ class Claim:
     finish: int = 0  # tag of the next sequence
     num_taken: int = 0
     num_waiting_tokens: int = 0
-    is_urgent: bool = False  # of few tokens: `take_urgent` may take it
+    is_urgent: bool = False  # of few tokens
     withdrawn: bool = False  # or taken to its end: nothing of it waits
 
     def release(self) -> None:
@@ -55,12 +64,33 @@ class Step:
     members: list[tuple[Any, int]]
     num_tokens: int
     num_bulk_tokens: int = 0  # of jobs that are not urgent
+    is_full: bool = False  # more of its group would have come along
+
+
+class _Queue:
+    """What waits of one group: heaps of bulk and of urgent claims."""
+
+    __slots__ = ("bulk", "urgent")
+
+    def __init__(self) -> None:
+        self.bulk: list[_Place] = []
+        self.urgent: list[_Place] = []
+
+    def first(self, with_urgent: bool) -> list[_Place]:
+        """The heap whose head goes next; an empty one when there is none."""
+        _drop_withdrawn(self.bulk)
+        if not with_urgent:
+            return self.bulk
+        _drop_withdrawn(self.urgent)
+        if self.urgent and (not self.bulk or self.urgent[0] < self.bulk[0]):
+            return self.urgent
+        return self.bulk
 
 
 class Plan:
     """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
 
-    Jobs of at most `max_urgent_tokens` may be taken by `take_urgent`.
+    Jobs of at most `max_urgent_tokens` are urgent.
     Cost per step: O(sequences of the step x log waiting jobs).
     """
 
@@ -69,8 +99,7 @@ class Plan:
         self.num_waiting_jobs = 0
         self.num_waiting_tokens = 0
         self.num_bulk_tokens = 0  # those of jobs that are not urgent
-        self._heaps: dict[Hashable, list[_Place]] = {}
-        self._urgent: list[_Place] = []  # claims that wait in their group's heap too
+        self._queues: dict[Hashable, _Queue] = {}
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
 
@@ -94,13 +123,11 @@ class Plan:
         claim.num_waiting_tokens = sum(costs)
         self._num_added += 1
         place = (claim.finish, self._num_added, claim)
-        heapq.heappush(self._heaps.setdefault(group, []), place)
+        queue = self._queues.setdefault(group, _Queue())
         claim.is_urgent = sum(alone) <= self.max_urgent_tokens
+        heapq.heappush(queue.urgent if claim.is_urgent else queue.bulk, place)
         if not claim.is_urgent:
             self.num_bulk_tokens += claim.num_waiting_tokens
-        else:
-            _drop_withdrawn(self._urgent)
-            heapq.heappush(self._urgent, place)
         self.num_waiting_jobs += 1
         self.num_waiting_tokens += claim.num_waiting_tokens
         return claim
@@ -117,22 +144,17 @@ class Plan:
 
     def owners(self) -> list[Any]:
         """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""
-        return [
-            claim.owner
-            for heap in self._heaps.values()
-            for _, _, claim in heap
-            if not claim.withdrawn
-        ]
+        places = (place for queue in self._queues.values() for place in queue.bulk + queue.urgent)
+        return [claim.owner for _, _, claim in places if not claim.withdrawn]
+
+    def is_long(self, num_bulk_tokens: int) -> bool:
+        """Whether urgent jobs should not wait for a step with so much bulk."""
+        return num_bulk_tokens > _LONG * self.max_urgent_tokens > 0
 
     @property
     def next_group(self) -> Hashable | None:
         """Of the step that `take` would give."""
-        heap = self._next_heap()
-        return None if heap is None else heap[0][2].group
-
-    def has_waiting(self, group: Hashable) -> bool:
-        """Whether more of a group waits."""
-        return any(not claim.withdrawn for _, _, claim in self._heaps.get(group, ())[:1])
+        return self._next_group(self._urgent_goes_along)
 
     def take(self, budget: int) -> Step | None:
         """The next step, or None when nothing waits. One sequence over the budget runs alone.
@@ -140,18 +162,16 @@ class Plan:
         A beginning that the first sequence shares with those before it comes on top of the budget:
         else each step behind a long one would hold a single sequence.
         """
-        heap = self._next_heap()
-        if heap is None:
+        with_urgent = self._urgent_goes_along
+        group = self._next_group(with_urgent)
+        if group is None:
             return None
-        group = heap[0][2].group
+        queue = self._queues[group]
         members: list[tuple[Any, int]] = []
         begun: set[int] = set()  # claims that have a member in this step
         num_tokens = num_alone = num_bulk = limit = 0
-        while heap:
+        while heap := queue.first(with_urgent):
             claim = heap[0][2]
-            if claim.withdrawn:
-                heapq.heappop(heap)
-                continue
             own, alone = claim.costs[claim.num_taken], claim.alone[claim.num_taken]
             cost = own if id(claim) in begun else alone
             if not members:
@@ -164,44 +184,57 @@ class Plan:
             num_alone += alone
             num_bulk += 0 if claim.is_urgent else cost
             self._advance(heap, claim, cost)
-        return Step(group, members, num_tokens, num_bulk)
+        return Step(group, members, num_tokens, num_bulk, is_full=bool(heap))
 
     @property
     def has_urgent(self) -> bool:
         """Whether `take_urgent` may give something. Cheap, and needs no lock."""
-        return bool(self._urgent)
+        return self.num_waiting_tokens > self.num_bulk_tokens
 
     def take_urgent(self) -> Step | None:
-        """Whole jobs of few tokens, by their tags, whatever else waits: of one group, together at
+        """What waits of urgent jobs, by their tags, whatever else waits: of one group, together at
         most `max_urgent_tokens`. None when there is none."""
+        heads = []
+        for group, queue in self._queues.items():
+            _drop_withdrawn(queue.urgent)
+            if queue.urgent:
+                heads.append((queue.urgent[0], group))
+        if not heads:
+            return None
+        _, group = min(heads, key=lambda head: head[0])
+        heap = self._queues[group].urgent
         members: list[tuple[Any, int]] = []
-        group: Hashable = None
         num_tokens = 0
-        while self._urgent:
-            claim = self._urgent[0][2]
-            if not claim.withdrawn and not claim.num_taken:
-                cost = sum(claim.alone)
-                if members and (claim.group != group or num_tokens + cost > self.max_urgent_tokens):
-                    break
-                group = claim.group
-                members += [(claim.owner, index) for index in range(len(claim.costs))]
-                num_tokens += cost
-                self._virtual_time = max(self._virtual_time, claim.finish)
-                self.withdraw(claim)
-            heapq.heappop(self._urgent)
-        return Step(group, members, num_tokens) if members else None
-
-    def _next_heap(self) -> list[_Place] | None:
-        """The group whose head has the smallest tag; groups with nothing waiting are forgotten."""
-        best: list[_Place] | None = None
-        for group in list(self._heaps):
-            heap = self._heaps[group]
+        while heap:
+            claim = heap[0][2]
+            cost = sum(claim.alone[claim.num_taken :])
+            if members and num_tokens + cost > self.max_urgent_tokens:
+                break
+            members += [(claim.owner, i) for i in range(claim.num_taken, len(claim.costs))]
+            num_tokens += cost
+            self._virtual_time = max(self._virtual_time, claim.finish)
+            self.withdraw(claim)
             _drop_withdrawn(heap)
-            if not heap:
-                del self._heaps[group]
-            elif best is None or heap[0][:2] < best[0][:2]:
-                best = heap
-        return best
+        return Step(group, members, num_tokens)
+
+    @property
+    def _urgent_goes_along(self) -> bool:
+        """Whether urgent jobs are taken with the others, by their tags."""
+        num_urgent = self.num_waiting_tokens - self.num_bulk_tokens
+        is_crowd = num_urgent > _CROWD * self.max_urgent_tokens
+        return is_crowd or not self.is_long(self.num_bulk_tokens)
+
+    def _next_group(self, with_urgent: bool) -> Hashable | None:
+        """The one whose head has the smallest tag; groups with nothing waiting are forgotten."""
+        best: tuple[_Place, Hashable] | None = None
+        for group, queue in list(self._queues.items()):
+            heap = queue.first(with_urgent)
+            if heap and (best is None or heap[0] < best[0]):
+                best = heap[0], group
+            _drop_withdrawn(queue.urgent)
+            if not heap and not queue.urgent:
+                del self._queues[group]
+        return None if best is None else best[1]
 
     def _advance(self, heap: list[_Place], claim: Claim, cost: int) -> None:
         """Count the head as taken and re-tag its job by the next sequence. A beginning that was

@@ -3,7 +3,7 @@
     python -m bench.overload [--model bge-small] [--seconds 60] [--times 5] [--max-queue-jobs 32]
 
 The real server over HTTP. First as many closed-loop clients as the queue has places find the
-sustainable rate and warm the server up (texts one a request, lognormal around 100 tokens); then
+sustainable rate and fill the server's caches (texts one a request, lognormal around 100 tokens); then
 requests come at `times` that rate whatever becomes of them (Poisson, fixed seed); then a single
 client asks short queries until they are answered as on an idle server. Memory is the server's own
 figure (/metrics). The clients share the machine's cores; what a refusal takes is told by them, and
@@ -130,7 +130,7 @@ async def measure_server(
     client = RawClient(url)
     load = Load(client)
     idle = await load.idle_ms()
-    rate = await load.sustainable_rate(max(3.0, seconds / 2), max_queue_jobs)
+    rate = await load.sustainable_rate(2 * seconds, max_queue_jobs)
     before = await load.resident_bytes()
     watcher = asyncio.create_task(load.watch_memory())
     asked = await load.open_loop(rate * times, seconds)

@@ -1,9 +1,9 @@
-"""A lane on a virtual clock: the real plan and the real half share, a step costs what a model says.
+"""A lane on a virtual clock: the real plan and the real share, a step costs what a model says.
 
 It mirrors these rules of batcher/lane.py and no others: a step is what the plan gives as soon as
-the lane is free; a step of more than `_LONG_STEP` times the urgent limit pauses before each part of
-a layer; at a pause an urgent step runs, nested, if the half share lets it; every second of an outer
-step is earned, every second of a nested one spent. No job is cancelled, fails or shares rows.
+the lane is free; a step that the plan calls long pauses before each part of a layer; at a pause,
+and before long work goes on, an urgent step runs if the share lets it; each second of an outer step
+earns, each of an urgent one is spent. No job is cancelled, fails or shares rows.
 Must not know what is measured, nor torch. Invariant: the same jobs give the same times on every
 machine; only `add_s` and `take_s`, the plan's own cost, are read off a real clock.
 """
@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from batcher.lane import _LONG_STEP
 from batcher.plan import Plan, Step
-from batcher.share import HalfShare
+from batcher.share import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class SimulatedLane:
         self._model = model
         self._budget = budget
         self._plan = Plan(max_urgent_tokens)
-        self._share = HalfShare()
+        self._share = Share()
         self._coming: list[tuple[float, int, SimulatedJob]] = []
         self._num_sent = 0
 
@@ -107,8 +106,7 @@ class SimulatedLane:
     def _goes_first(self) -> bool:
         """Whether a short job may run before the long step that would begin."""
         plan = self._plan
-        bulk_waits = plan.num_bulk_tokens > _LONG_STEP * plan.max_urgent_tokens
-        return bulk_waits and plan.has_urgent and self._share.may_begin
+        return plan.is_long(plan.num_bulk_tokens) and plan.has_urgent and self._share.may_begin
 
     def _let_in(self) -> None:
         """Whoever has come by now."""
@@ -134,7 +132,7 @@ class SimulatedLane:
     def _run(self, step: Step) -> None:
         num_parts = self._model.num_parts
         part_s = self._model.seconds(step.num_tokens) / num_parts
-        if step.num_bulk_tokens > _LONG_STEP * self._plan.max_urgent_tokens > 0:
+        if self._plan.is_long(step.num_bulk_tokens):
             for _ in range(num_parts):
                 self._pause()
                 self.now_s += part_s

@@ -79,11 +79,15 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def start_server(
-    *flags: str, wait: bool = True, cwd: Path = ROOT, **environment: str
+    *flags: str,
+    app: str = "embedding:app",
+    wait: bool = True,
+    cwd: Path = ROOT,
+    **environment: str,
 ) -> Iterator[Server]:
     """`uvicorn embedding:app` with settings as keyword arguments; killed at the end if need be."""
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "embedding:app", "--port", str(port), *flags]
+    command = [sys.executable, "-m", "uvicorn", app, "--port", str(port), *flags]
     with tempfile.TemporaryFile("a+b") as output:  # appends: reading moves no writer
         process = subprocess.Popen(
             command, cwd=cwd, env=clean_environment(environment), stdout=output, stderr=output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batcher.plan import Plan, Step
+from batcher.plan import _CROWD, Plan, Step
 
 LIMIT = 8
 
@@ -50,8 +50,8 @@ def test_what_was_taken_or_withdrawn_is_not_taken_again(plan: Plan) -> None:
     plan.add("half", "g", [2, 2])
     plan.withdraw(claim)
     assert members(plan.take(4)) == ["taken0", "half0"]
+    assert members(plan.take_urgent()) == ["half1"]
     assert plan.take_urgent() is None
-    assert members(plan.take(4)) == ["half1"]
     assert plan.take(4) is None
 
 
@@ -74,5 +74,61 @@ def test_urgent_jobs_leave_no_trace(plan: Plan) -> None:
             plan.take(100)
     plan.take(100)
     plan.add("last", "g", [3])
-    assert len(plan._urgent) == 1
+    assert len(plan._queues["g"].urgent) == 1
     assert plan.num_waiting_jobs == 1
+
+
+LONG = [9] * 10  # bulk that makes a long step
+
+
+def test_a_few_urgent_jobs_do_not_ride_in_a_long_step(plan: Plan) -> None:
+    plan.add("bulk", "g", LONG)
+    for number in range(3):
+        plan.add(f"q{number}-", "g", [2])
+    plan.add("other", "h", [2])
+    step = plan.take(50)
+    assert members(step) == [f"bulk{i}" for i in range(5)]
+    assert step is not None
+    assert step.is_full
+    assert members(plan.take_urgent()) == ["q0-0", "q1-0", "q2-0"]
+    assert members(plan.take_urgent()) == ["other0"]
+
+
+def test_a_step_is_not_full_because_of_urgent_jobs_left_apart(plan: Plan) -> None:
+    plan.add("bulk", "g", LONG[:2])
+    plan.add("q", "g", [2])
+    step = plan.take(50)
+    assert members(step) == ["bulk0", "bulk1"]
+    assert step is not None
+    assert not step.is_full
+    step = plan.take(50)  # no bulk waits now: nothing to be left apart from
+    assert members(step) == ["q0"]
+
+
+def test_a_crowd_of_urgent_jobs_goes_by_its_tags(plan: Plan) -> None:
+    plan.add("bulk", "g", LONG)
+    for number in range(_CROWD + 1):
+        plan.add(f"q{number}-", "g", [LIMIT])
+    step = plan.take(LIMIT * 4)
+    assert members(step) == [f"q{number}-0" for number in range(4)]
+    assert len(members(plan.take(9))) == 1  # few enough now
+    assert plan.num_bulk_tokens == sum(LONG) - 9
+
+
+def test_a_short_bulk_step_takes_everybody_along(plan: Plan) -> None:
+    plan.add("bulk", "g", [9])
+    plan.add("q", "g", [2])
+    assert members(plan.take(50)) == ["q0", "bulk0"]
+
+
+def test_the_next_group_is_that_of_the_next_step(plan: Plan) -> None:
+    plan.add("q", "h", [2])
+    plan.add("bulk", "g", LONG)
+    assert plan.next_group == "g"
+    step = plan.take(50)
+    assert step is not None
+    assert step.group == "g"
+    plan.take_urgent()
+    plan.take(50)
+    assert plan.next_group is None
+    assert not plan._queues

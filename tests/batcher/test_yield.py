@@ -9,7 +9,7 @@ import pytest
 
 from batcher.job import Job
 from batcher.lane import Lane, LaneClosed
-from batcher.share import HalfShare
+from batcher.share import Share
 from batcher.steps import Pause, StepFailed
 
 PATIENCE_S = 30.0
@@ -178,8 +178,8 @@ def test_a_lane_that_stops_fails_both(engine: Scripted) -> None:
     assert engine.lane.num_open_jobs == 0
 
 
-def test_the_share_is_half_and_a_quiet_time_saves_little() -> None:
-    share = HalfShare()
+def test_the_share_is_less_than_half_and_a_quiet_time_saves_little() -> None:
+    share = Share()
     assert share.may_begin
     share.spend(0.3)
     assert not share.may_begin
@@ -194,8 +194,8 @@ def test_the_share_is_half_and_a_quiet_time_saves_little() -> None:
     assert not share.may_begin
 
 
-def test_urgent_work_that_has_spent_its_half_waits(engine: Scripted) -> None:
-    share = HalfShare()
+def test_urgent_work_that_has_spent_its_share_waits(engine: Scripted) -> None:
+    share = Share()
     share.spend(1000)
     engine.lane._share = share
     engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
