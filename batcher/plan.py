@@ -23,8 +23,13 @@ from typing import Any
 # and one of urgent jobs alone has nobody whose turn another urgent job should take.
 _LONG = 2
 
-# More waiting than this many times the urgent limit is a crowd: about a step of its own.
-_CROWD = 16
+# More waiting than this many times the urgent limit is a crowd: apart they would take as long as a
+# step of a thousand tokens, in which they can ride instead.
+_CROWD = 4
+
+# An urgent job has at most a quarter of the tokens of those whom it keeps waiting. A small step
+# costs more a token than a full one: among texts that are much alike it would only slow them all.
+_SHORTER = 4
 
 # Sequences of a step may stand for this many times the budget when what they share is counted for
 # each: indices, and vectors of every token where a head wants them, take memory for all of it.
@@ -90,7 +95,7 @@ class _Queue:
 class Plan:
     """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
 
-    Jobs of at most `max_urgent_tokens` are urgent.
+    Jobs of at most `max_urgent_tokens` are urgent if they are far shorter than the bulk that waits.
     Cost per step: O(sequences of the step x log waiting jobs).
     """
 
@@ -99,6 +104,7 @@ class Plan:
         self.num_waiting_jobs = 0
         self.num_waiting_tokens = 0
         self.num_bulk_tokens = 0  # those of jobs that are not urgent
+        self._num_bulk_jobs = 0
         self._queues: dict[Hashable, _Queue] = {}
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
@@ -124,13 +130,18 @@ class Plan:
         self._num_added += 1
         place = (claim.finish, self._num_added, claim)
         queue = self._queues.setdefault(group, _Queue())
-        claim.is_urgent = sum(alone) <= self.max_urgent_tokens
+        claim.is_urgent = self._is_urgent(sum(alone))
         heapq.heappush(queue.urgent if claim.is_urgent else queue.bulk, place)
         if not claim.is_urgent:
             self.num_bulk_tokens += claim.num_waiting_tokens
+            self._num_bulk_jobs += 1
         self.num_waiting_jobs += 1
         self.num_waiting_tokens += claim.num_waiting_tokens
         return claim
+
+    def _is_urgent(self, num_tokens: int) -> bool:
+        is_shorter = num_tokens * _SHORTER * self._num_bulk_jobs <= self.num_bulk_tokens
+        return num_tokens <= self.max_urgent_tokens and is_shorter
 
     def withdraw(self, claim: Claim) -> None:
         """Take back what of a job has not been taken yet. Twice, or too late, is harmless."""
@@ -140,6 +151,7 @@ class Plan:
         self.num_waiting_tokens -= claim.num_waiting_tokens
         if not claim.is_urgent:
             self.num_bulk_tokens -= claim.num_waiting_tokens
+            self._num_bulk_jobs -= 1
         claim.release()
 
     def owners(self) -> list[Any]:
@@ -250,6 +262,7 @@ class Plan:
         if claim.num_taken == len(claim.costs):
             heapq.heappop(heap)
             self.num_waiting_jobs -= 1
+            self._num_bulk_jobs -= not claim.is_urgent
             claim.release()
             return
         claim.finish += claim.costs[claim.num_taken]

@@ -3,11 +3,11 @@
     python -m bench.overload [--model bge-small] [--seconds 60] [--times 5] [--max-queue-jobs 32]
 
 The real server over HTTP. First as many closed-loop clients as the queue has places find the
-sustainable rate and fill the server's caches (texts one a request, lognormal around 100 tokens); then
-requests come at `times` that rate whatever becomes of them (Poisson, fixed seed); then a single
-client asks short queries until they are answered as on an idle server. Memory is the server's own
-figure (/metrics). The clients share the machine's cores; what a refusal takes is told by them, and
-by the server's own clock beside it.
+sustainable rate and fill the server's caches (texts one a request, lognormal around 100 tokens);
+then requests come at `times` that rate whatever becomes of them (Poisson, fixed seed); then a
+single client asks short queries until they are answered as on an idle server. Memory is the
+server's own figure (/metrics). The clients share the machine's cores; what a refusal takes is told
+by them, and by the server's own clock beside it.
 """
 
 from __future__ import annotations

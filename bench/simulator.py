@@ -135,6 +135,9 @@ SCENARIOS: dict[str, Scenario] = {
     "one bulk client, eight interactive": Scenario(
         {"bulk": bulk_clients(1, 1000), "person": people(8, 0.0)}, 3600
     ),
+    "32 clients of one text, one person": Scenario(
+        {"bulk": bulk_clients(32, 1), "person": people(1, 3.0)}, 3600
+    ),
     "two equal jobs": Scenario({"equal": jobs("equal", 2, 1000)}),
     "10,000 texts, 100 jobs of 100": Scenario(
         {"long": jobs("long", 1, 10_000), "hundred": jobs("hundred", 100, 100)}
@@ -214,11 +217,20 @@ def _over_fair_ends(lane: SimulatedLane) -> dict[str, float]:
 
 def promises(found: dict[str, Figures]) -> Figures:
     """What the design promises, from the runs with yields."""
-    return {
+    told = {
         f"{name}: {kind}: {figure}": found[name]["yields_on"]["kinds"][kind][figure]
         for name, kind, figure in _PROMISED
         if name in found
     }
+    for name, ways in found.items():
+        if SCENARIOS[name].compared:
+            on, off = (_tokens_per_s(ways[way]) for way in YIELDS)
+            told[f"{name}: rate over that without yields"] = round(on / off, 3)
+    return told
+
+
+def _tokens_per_s(figures: Figures) -> float:
+    return float(sum(kind["tokens_per_s"] for kind in figures["kinds"].values()))
 
 
 def show(found: dict[str, Figures]) -> None:

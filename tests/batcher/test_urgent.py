@@ -19,7 +19,7 @@ def plan() -> Plan:
 
 
 def test_only_whole_jobs_of_few_tokens_are_urgent(plan: Plan) -> None:
-    plan.add("bulk", "g", [5, 4])
+    plan.add("bulk", "g", [30, 4])
     assert plan.take_urgent() is None
     plan.add("a", "g", [4, 4])
     assert members(plan.take_urgent()) == ["a0", "a1"]
@@ -113,6 +113,32 @@ def test_a_crowd_of_urgent_jobs_goes_by_its_tags(plan: Plan) -> None:
     assert members(step) == [f"q{number}-0" for number in range(4)]
     assert len(members(plan.take(9))) == 1  # few enough now
     assert plan.num_bulk_tokens == sum(LONG) - 9
+
+
+def test_urgent_is_what_is_far_shorter_than_the_bulk_that_waits(plan: Plan) -> None:
+    alike = [plan.add(f"bulk{number}-", "g", [9 + number]) for number in range(3)]  # 10 on average
+    plan.add("not", "g", [3])
+    assert not plan.has_urgent  # and the average is 33 / 4 now
+    plan.add("short", "g", [2])
+    assert members(plan.take_urgent()) == ["short0"]
+    for claim in alike:
+        plan.withdraw(claim)
+    plan.add("not either", "g", [1])
+    assert not plan.has_urgent
+    plan.take(3)
+    plan.take(3)
+    plan.add("nothing waits", "g", [LIMIT])
+    assert plan.has_urgent
+
+
+def test_one_text_after_another_among_its_like_is_never_urgent(plan: Plan) -> None:
+    lengths = [LIMIT + 1, 5, 7, 6, 8, 4, 3]
+    for number in range(200):
+        plan.add(number, "g", [lengths[number % len(lengths)]])
+        if number > 20:
+            step = plan.take(12)
+            assert step is not None
+            assert not plan.has_urgent
 
 
 def test_a_short_bulk_step_takes_everybody_along(plan: Plan) -> None:
