@@ -124,7 +124,10 @@ class Settings(_Yield):
         "the best rate",
     )
     max_urgent_tokens: int = Field(
-        64, ge=1, le=4096, description="tokens of a job that may run between a long step's layers"
+        64,
+        ge=1,
+        le=4096,
+        description="tokens of a job, far shorter than others, that may run within a long step",
     )
     threads: Literal["auto"] | int = Field(
         "auto", description="compute threads; auto: physical cores, CPU affinity and cgroup quota"

@@ -36,4 +36,7 @@ async def supervise(lane: Lane, pause_s: float = PAUSE_S, window_s: float = WIND
         deaths.append(now)
         await asyncio.sleep(pause_s)
         log.warning("the compute thread starts again (%d of %d)", len(deaths), MAX_RESTARTS)
-        lane.revive()
+        try:
+            lane.revive()
+        except RuntimeError:  # the system has no thread left; it counts as a death
+            log.exception("the compute thread did not start")

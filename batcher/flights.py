@@ -19,8 +19,8 @@ _Key = tuple[Hashable, Hashable]  # group, the sequence's own key
 class Flights:
     """`num_shared` counts rows that were not computed again."""
 
-    def __init__(self) -> None:
-        self.num_shared = 0
+    def __init__(self, num_shared: int = 0) -> None:
+        self.num_shared = num_shared
         self._waiting: dict[_Key, dict[Member, None]] = {}  # registered, running ones included
         self._riders: dict[_Key, list[Member]] = {}  # by the key of what runs: those taken too
 

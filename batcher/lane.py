@@ -1,8 +1,9 @@
 """A lane: one device's one compute thread.
 
 It asks the plan for a step, runs it, and hands every row to its job. There is no timer: a step is
-whatever waits when the lane is free. A long step pauses between the model's layers, and a short job
-that has come meanwhile runs there and then, nested, one level deep, for at most half of the time.
+whatever waits when the lane is free. A long step pauses between the model's layers, and an urgent
+job that has come meanwhile runs there and then, nested, one level deep, for less than half of the
+time (batcher/share.py).
 It knows no tensor and no model: `run_step` is given to it.
 Invariant: every job that `submit` accepts ends exactly once, with rows, an error, or by `cancel`.
 """
@@ -14,22 +15,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 from batcher.budget import StepBudget
 from batcher.job import Job
 from batcher.open_jobs import OpenJobs
 from batcher.plan import Plan, Step
+from batcher.running import Running
 from batcher.share import Share
-from batcher.steps import Member, Pause, RunStep, StepFailed, StepRunner
+from batcher.steps import Pause, RunStep, StepFailed, StepRunner, is_memory_error
 
 log = logging.getLogger("embedding.lane")
 
 OnStep = Callable[[Step, float, bool], None]  # the step, its seconds, whether it gave rows
-
-
-def _is_memory_error(error: BaseException) -> bool:
-    return isinstance(error, MemoryError)
 
 
 class LaneClosed(Exception):
@@ -40,8 +37,8 @@ class Lane:
     """`run_step(group, payloads, pause)` returns one row per payload, in order; it runs on this
     thread and calls `pause`, unless that is None, wherever it can be interrupted.
 
-    `max_step_tokens` may be a StepBudget that finds it. Jobs of at most `max_urgent_tokens` run at
-    pauses; 0: none does.
+    `max_step_tokens` may be a StepBudget that finds it. `max_urgent_tokens` is the plan's; 0: no
+    step pauses.
     `on_start` runs first on the thread (thread counts are per thread in OpenMP), `on_step` after
     each step.
     """
@@ -55,23 +52,22 @@ class Lane:
         name: str = "lane",
         on_start: Callable[[], None] = lambda: None,
         on_step: OnStep = lambda step, seconds, is_done: None,
-        is_out_of_memory: Callable[[BaseException], bool] = _is_memory_error,
+        is_out_of_memory: Callable[[BaseException], bool] = is_memory_error,
         free: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_step = on_step
         self._steps = StepRunner(run_step, is_out_of_memory, free)
         self._name = name
         if isinstance(max_step_tokens, int):
+            max_urgent_tokens = min(max_urgent_tokens, max_step_tokens)
             max_step_tokens = StepBudget((max_step_tokens,))
         self._budget = max_step_tokens
         self._on_start = on_start
         self._plan = Plan(max_urgent_tokens)
         self._jobs = OpenJobs(self._plan)
         self._changed = threading.Condition()
-        self._running: list[_Running] = []  # the step that runs, and the one nested in it
+        self._running: list[Running] = []  # the step that runs, and the one nested in it
         self._share = Share()
-        self._resumed_at = 0.0  # when the outer step began or went on
-        self._nested_s = 0.0  # of the outer step that runs
         self._started_at = 0.0  # of the outer step; 0: none runs
         self._closed_because = ""
         self._stopping = False
@@ -81,18 +77,22 @@ class Lane:
         self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._main, name=self._name, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def revive(self) -> None:
-        """A new thread after the old one has died; it takes work again. Its jobs have failed."""
+        """A new thread after the old one has died; it takes work again. Its jobs have failed.
+
+        Raises RuntimeError when the system has no thread left to give.
+        """
         assert not self.alive
         with self._changed:
             if self._stopping:
                 return
             self._running.clear()
+            self._start()  # first: it may raise
             self._closed_because = ""
-            self._start()
 
     @property
     def alive(self) -> bool:
@@ -180,7 +180,7 @@ class Lane:
             raise
         self._fail_all(LaneClosed(self._closed_because))
 
-    def _next_step(self) -> _Running | None:
+    def _next_step(self) -> Running | None:
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._plan.num_waiting_jobs or self._stopping)
@@ -189,7 +189,7 @@ class Lane:
                 if running := self._next():
                     return running
 
-    def _next(self) -> _Running | None:
+    def _next(self) -> Running | None:
         """Urgent jobs go before a long step, within their share, as at its pauses. None when others
         compute all of it. Needs the lock."""
         plan = self._plan
@@ -201,12 +201,12 @@ class Lane:
         step = plan.take(budget)
         return None if step is None else self._begin(step, budget)
 
-    def _next_urgent(self) -> _Running | None:
+    def _next_urgent(self) -> Running | None:
         with self._changed:
             step = None if self._stopping else self._plan.take_urgent()
             return None if step is None else self._begin(step, 0)
 
-    def _begin(self, step: Step, budget: int) -> _Running | None:
+    def _begin(self, step: Step, budget: int) -> Running | None:
         """None when others compute, or have computed, all of it. Needs the lock."""
         now = time.perf_counter()
         for job in dict.fromkeys(job for job, _ in step.members):
@@ -214,53 +214,66 @@ class Lane:
         members = self._jobs.begin(step.members)
         if not members:
             return None
-        was_full = len(members) == len(step.members) and step.is_full
-        running = _Running(step, members, budget, was_full)
+        is_whole = len(members) == len(step.members)
+        if not is_whole:  # the others have, or get, an equal's row
+            num_tokens = sum(job.costs[index] for job, index in members)
+            num_bulk_tokens = min(step.num_bulk_tokens, num_tokens)
+            step = Step(step.group, members, num_tokens, num_bulk_tokens)
+        running = Running(step, budget, was_full=is_whole and step.is_full)
         self._running.append(running)
         return running
 
-    def _run(self, running: _Running) -> None:
-        step = running.step
-        started = self._resumed_at = self._started_at = time.perf_counter()
-        self._nested_s = 0.0
+    def _run(self, running: Running) -> None:
+        step, num_splits = running.step, self._steps.num_splits
+        self._started_at = time.perf_counter()
+        running.start(self._started_at)
         is_long = self._plan.is_long(step.num_bulk_tokens)
-        num_splits = self._steps.num_splits
         is_done = self._compute(running, self._pause if is_long else None)
         now = time.perf_counter()
         self._started_at = 0.0
-        (self._share.earn if running.budget else self._share.spend)(now - self._resumed_at)
-        taken = now - started - self._nested_s
+        taken = running.own_s(now)
         self._on_step(step, taken, is_done)
-        if running.budget and is_done:
-            fits = self._steps.num_splits == num_splits
+        if not running.budget:
+            self._share.spend(taken)
+            return
+        self._share.earn(running.bulk_s(now))
+        if is_done:
+            fits = self._steps.num_splits == num_splits + running.nested_splits
             seconds = taken if fits else math.inf  # for ever: that budget is too large
             self._budget.observe(
                 _name(step.group), running.budget, step.num_tokens, seconds, running.was_full
             )
 
     def _pause(self) -> None:
-        """Between two layers of a long step."""
-        now = time.perf_counter()
-        self._share.earn(now - self._resumed_at)
-        self._resumed_at = now
+        """Between two layers of a long step. A fault of the lane's own must not pass for one of the
+        step in whose midst it comes: what was taken would never end."""
+        try:
+            self._run_urgent(self._running[0])
+        except Exception as error:
+            raise _Broken from error
+
+    def _run_urgent(self, outer: Running) -> None:
+        started = time.perf_counter()
+        self._share.earn(outer.bulk_s(started))
         if not self._plan.has_urgent or not self._share.may_begin:
             return
         running = self._next_urgent()
         if running is None:
             return
         self.num_yields += 1
+        num_splits = self._steps.num_splits
         is_done = self._compute(running, None)
-        self._resumed_at = time.perf_counter()
-        taken = self._resumed_at - now
-        self._share.spend(taken)
-        self._nested_s += taken
-        self._on_step(running.step, taken, is_done)
+        now = time.perf_counter()
+        outer.resume(now, now - started, self._steps.num_splits - num_splits)
+        self._share.spend(now - started)
+        self._on_step(running.step, now - started, is_done)
 
-    def _compute(self, running: _Running, pause: Pause | None) -> bool:
+    def _compute(self, running: Running, pause: Pause | None) -> bool:
         """Whether the step gave a row; its jobs have theirs, or their error."""
-        outcomes = self._steps.run(running.step.group, running.members, pause)
+        step = running.step
+        outcomes = self._steps.run(step.group, step.members, pause)
         with self._changed:
-            self._jobs.hand_out(running.members, outcomes)
+            self._jobs.hand_out(step.members, outcomes)
             self._running.remove(running)
             self.num_steps += 1
             self._changed.notify_all()
@@ -275,14 +288,8 @@ class Lane:
             self._changed.notify_all()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Running:
-    """A step, and those of its members that it computes."""
-
-    step: Step
-    members: list[Member]
-    budget: int  # 0: short jobs that went first
-    was_full: bool  # more of its group waited
+class _Broken(BaseException):
+    """The lane itself has failed within a step."""
 
 
 def _name(group: Hashable) -> Hashable:

@@ -68,4 +68,4 @@ class OpenJobs:
         """Nothing runs any more that could give a row."""
         for job in list(self._open):
             self.end(job, error)
-        self._flights = Flights()
+        self._flights = Flights(self.num_shared)

@@ -7,14 +7,15 @@ and virtual time follows it (self-clocked fair queueing, Golestani 1994): a shor
 now goes before the rest of a long one, and the long one's next tag stays put while virtual time
 moves towards it, so nobody starves. Jobs of few tokens are urgent: they can be taken ahead of the
 others, which the lane does before and within a long step, and bounds how often. As long as they
-are few they come no other way, or they would ride in a long step to its end; a crowd of them goes
-by its tags, with everybody.
+are few they come no other way, or they would ride in a long step to its end; a crowd of them is
+also taken by its tags, with everybody.
 Invariant: every sequence that is added is either taken exactly once or withdrawn.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ _LONG = 2
 # step of a thousand tokens, in which they can ride instead.
 _CROWD = 4
 
-# An urgent job has at most a quarter of the tokens of those whom it keeps waiting. A small step
-# costs more a token than a full one: among texts that are much alike it would only slow them all.
+# An urgent job has at most a quarter of the tokens of those whom it keeps waiting, on average. A
+# small step costs more a token than a full one: among texts alike it would only slow them all.
 _SHORTER = 4
 
 # Sequences of a step may stand for this many times the budget when what they share is counted for
@@ -47,6 +48,7 @@ class Claim:
     alone: Sequence[int]
     finish: int = 0  # tag of the next sequence
     num_taken: int = 0
+    num_tokens: int = 0
     num_waiting_tokens: int = 0
     is_urgent: bool = False  # of few tokens
     withdrawn: bool = False  # or taken to its end: nothing of it waits
@@ -95,7 +97,8 @@ class _Queue:
 class Plan:
     """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
 
-    Jobs of at most `max_urgent_tokens` are urgent if they are far shorter than the bulk that waits.
+    Jobs of at most `max_urgent_tokens` are urgent if they are far shorter than the bulk that waits,
+    or than that of the step that was taken last.
     Cost per step: O(sequences of the step x log waiting jobs).
     """
 
@@ -105,6 +108,7 @@ class Plan:
         self.num_waiting_tokens = 0
         self.num_bulk_tokens = 0  # those of jobs that are not urgent
         self._num_bulk_jobs = 0
+        self._running = (0, 0)  # bulk jobs of the last step, and all their tokens
         self._queues: dict[Hashable, _Queue] = {}
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
@@ -126,7 +130,7 @@ class Plan:
         assert min(costs) > 0, "every sequence costs at least one token"
         assert len(alone) == len(costs)
         claim = Claim(owner, group, costs, alone, finish=self._virtual_time + costs[0])
-        claim.num_waiting_tokens = sum(costs)
+        claim.num_tokens = claim.num_waiting_tokens = sum(costs)
         self._num_added += 1
         place = (claim.finish, self._num_added, claim)
         queue = self._queues.setdefault(group, _Queue())
@@ -140,7 +144,10 @@ class Plan:
         return claim
 
     def _is_urgent(self, num_tokens: int) -> bool:
-        is_shorter = num_tokens * _SHORTER * self._num_bulk_jobs <= self.num_bulk_tokens
+        """What neither waits nor runs is kept waiting by nobody."""
+        bulk = [(self._num_bulk_jobs, self.num_bulk_tokens), self._running]
+        means = [tokens / jobs for jobs, tokens in bulk if jobs]
+        is_shorter = num_tokens * _SHORTER <= max(means, default=math.inf)
         return num_tokens <= self.max_urgent_tokens and is_shorter
 
     def withdraw(self, claim: Claim) -> None:
@@ -182,6 +189,7 @@ class Plan:
         members: list[tuple[Any, int]] = []
         begun: set[int] = set()  # claims that have a member in this step
         num_tokens = num_alone = num_bulk = limit = 0
+        num_jobs = num_job_tokens = 0
         while heap := queue.first(with_urgent):
             claim = heap[0][2]
             own, alone = claim.costs[claim.num_taken], claim.alone[claim.num_taken]
@@ -190,12 +198,16 @@ class Plan:
                 limit = budget + alone - own
             elif num_tokens + cost > limit or num_alone + alone > budget * _MAX_SPREAD:
                 break
+            if not claim.is_urgent and id(claim) not in begun:
+                num_jobs += 1
+                num_job_tokens += claim.num_tokens
             begun.add(id(claim))
             members.append((claim.owner, claim.num_taken))
             num_tokens += cost
             num_alone += alone
             num_bulk += 0 if claim.is_urgent else cost
             self._advance(heap, claim, cost)
+        self._running = (num_jobs, num_job_tokens)
         return Step(group, members, num_tokens, num_bulk, is_full=bool(heap))
 
     @property
@@ -219,12 +231,13 @@ class Plan:
         num_tokens = 0
         while heap:
             claim = heap[0][2]
-            cost = sum(claim.alone[claim.num_taken :])
+            first, rest = claim.num_taken, sum(claim.costs[claim.num_taken + 1 :])
+            cost = claim.alone[first] + rest
             if members and num_tokens + cost > self.max_urgent_tokens:
                 break
-            members += [(claim.owner, i) for i in range(claim.num_taken, len(claim.costs))]
+            members += [(claim.owner, i) for i in range(first, len(claim.costs))]
             num_tokens += cost
-            self._virtual_time = max(self._virtual_time, claim.finish)
+            self._virtual_time = max(self._virtual_time, claim.finish + rest)
             self.withdraw(claim)
             _drop_withdrawn(heap)
         return Step(group, members, num_tokens)

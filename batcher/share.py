@@ -8,6 +8,7 @@ from __future__ import annotations
 
 _EARNED = 0.8  # seconds of urgent work for one of long work: four parts in nine
 _MAX_SAVED_S = 1.0  # of a quiet time; more would let a burst stop the long work for longer
+_MAX_DEBT_S = 10.0  # one step that took for ever must not keep the urgent out for as long
 
 
 class Share:
@@ -26,4 +27,4 @@ class Share:
 
     def spend(self, seconds: float) -> None:
         """Urgent work ran instead."""
-        self._saved_s -= seconds
+        self._saved_s = max(self._saved_s - seconds, -_MAX_DEBT_S)

@@ -18,6 +18,11 @@ RunStep = Callable[[Hashable, list[Any], Pause | None], Sequence[Any]]
 Member = tuple[Job, int]
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Python's own."""
+    return isinstance(error, MemoryError)
+
+
 class StepFailed(Exception):
     """The forward of this job's step raised; the cause is chained and logged, never shown."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import statistics
 import time
@@ -67,12 +68,14 @@ class Load:
         self._query_tokens += answer.json()["prompt_eval_count"]
         return (time.perf_counter() - start) * 1e3
 
-    async def person(self, until: float) -> list[float]:
+    async def person(self, leaves: asyncio.Event) -> list[float]:
         taken = []
-        while time.perf_counter() < until:
+        while not leaves.is_set():
             taken.append(await self.query())
             if self._think_s:
-                await asyncio.sleep(self._rng.expovariate(1 / self._think_s))
+                think_s = self._rng.expovariate(1 / self._think_s)
+                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                    await asyncio.wait_for(leaves.wait(), think_s)
         return taken
 
     async def bulk(self) -> None:
@@ -101,11 +104,15 @@ class Load:
         await self.step_end()
         before, start = await self.step_end()
         for place in range(2 * num_pairs):
-            people = [self.person(start + window_s) for _ in range(num_people * (place % 2))]
-            for taken in await asyncio.gather(*people):
-                found.query_ms.extend(taken)
+            leaves = asyncio.Event()
+            people = [
+                asyncio.create_task(self.person(leaves)) for _ in range(num_people * (place % 2))
+            ]
             await asyncio.sleep(max(0.0, start + window_s - time.perf_counter()))
             after, end = await self.step_end()
+            leaves.set()
+            for taken in await asyncio.gather(*people):
+                found.query_ms.extend(taken)
             rates = found.beside if people else found.alone
             rates.append((after - before, end - start))
             before, start = after, end

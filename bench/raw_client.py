@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """What came back, and the milliseconds from the first byte sent to the last received."""
+    """What came back, and the milliseconds that it took; to connect, if need be, is part of it."""
 
     status: int
     headers: dict[str, str]
@@ -41,7 +41,6 @@ class RawClient:
         assert parts.port
         self._host, self._port = parts.hostname, parts.port
         self._free: list[tuple[_Connection, float]] = []  # and since when
-        self.num_opened = 0
 
     async def post(self, path: str, body: Any) -> RawAnswer:
         return await self._ask("POST", path, json.dumps(body).encode())
@@ -74,7 +73,6 @@ class RawClient:
         return None
 
     async def _open(self) -> _Connection:
-        self.num_opened += 1
         return await asyncio.open_connection(self._host, self._port)
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
 It mirrors these rules of batcher/lane.py and no others: a step is what the plan gives as soon as
 the lane is free; a step that the plan calls long pauses before each part of a layer; at a pause,
 and before long work goes on, an urgent step runs if the share lets it; each second of an outer step
-earns, each of an urgent one is spent. No job is cancelled, fails or shares rows.
+earns its bulk's part, each of an urgent one is spent. No job is cancelled, fails or shares rows.
 Must not know what is measured, nor torch. Invariant: the same jobs give the same times on every
 machine; only `add_s` and `take_s`, the plan's own cost, are read off a real clock.
 """
@@ -132,14 +132,15 @@ class SimulatedLane:
     def _run(self, step: Step) -> None:
         num_parts = self._model.num_parts
         part_s = self._model.seconds(step.num_tokens) / num_parts
+        bulk_part = step.num_bulk_tokens / step.num_tokens
         if self._plan.is_long(step.num_bulk_tokens):
             for _ in range(num_parts):
                 self._pause()
                 self.now_s += part_s
-                self._share.earn(part_s)
+                self._share.earn(part_s * bulk_part)
         else:
             self.now_s += part_s * num_parts
-            self._share.earn(part_s * num_parts)
+            self._share.earn(part_s * num_parts * bulk_part)
         self._finish(step)
 
     def _pause(self) -> None:

@@ -29,6 +29,8 @@ NUM_CLIENTS = 12
 NUM_REQUESTS = 300
 DEATHS = (100, 200)  # the requests that kill the thread; the server allows itself three
 LEAVES_AFTER_S = 0.05
+A_MOMENT_S = 0.2  # from when a client begins to when its request has come
+PATIENCE_S = 60.0
 NOBODY, LEFT = -1, 0  # instead of a status
 
 
@@ -131,7 +133,9 @@ def ask(server: Server, request: Request) -> Answer:
 
 def ask_until_served(server: Server, request: Request) -> Answer:
     """As a client that honours 503 does; but nobody asks twice for what kills."""
+    deadline = time.monotonic() + PATIENCE_S
     while (answer := ask(server, request)).status == 503 and request.fault != DIES:
+        assert time.monotonic() < deadline, "the server does not come back"
         time.sleep(0.05)
     return answer
 
@@ -147,8 +151,10 @@ def check(answer: Answer, expected: Expected) -> None:
     elif status == LEFT:
         assert answer.request.leaves
     else:
-        # 503: the thread died, or was dead. 500: something of the same step failed.
+        # 503: the thread died, or was dead. 500: a text of the same step raised, or the own is bad.
         assert status in (500, 503), answer
+        assert "memory" not in answer.text, "each fits alone"
+        assert fault == IS_SPOILT or "finite" not in answer.text
 
 
 def is_quiet(server: Server) -> bool:
@@ -188,16 +194,13 @@ def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expec
 def test_health_says_when_the_thread_is_dead_and_when_it_is_back(
     server: Server, expected: Expected
 ) -> None:
-    statuses = []
     with server.client() as client:
         assert ask(server, Request([DIES])).status == 503
-        until(lambda: client.get("/health").status_code == 503)
-        assert "died" in client.get("/health").json()["reason"]
-        refused = ask(server, Request(expected.short[:1]))
-        statuses.append(refused.status)
+        sick = client.get("/health")  # within the second before its successor comes
+        assert sick.status_code == 503
+        assert "died" in sick.json()["reason"]
         assert client.get("/live").status_code == 200
         until(lambda: client.get("/health").status_code == 200)
-    assert statuses == [503]
     expected.check(ask(server, Request(expected.short[:1])))
 
 
@@ -227,9 +230,9 @@ def test_sigterm_in_the_middle_of_a_storm(server: Server, expected: Expected) ->
         assert server.process.wait(60) == 0
         for job in jobs:
             assert job.result().status in (200, 500)
-            if job.result().status == 200:
-                expected.check(job.result())
+            check(job.result(), expected)
+        assert any(job.result().status == 200 for job in jobs)
         for began, answer in [one for person in people for one in person.result()]:
-            assert answer.status != NOBODY or began > told - 1.0
+            assert answer.status != NOBODY or began > told - A_MOMENT_S
             if answer.status != NOBODY:
                 check(answer, expected)

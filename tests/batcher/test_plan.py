@@ -278,6 +278,91 @@ class PlanAgainstScan(RuleBasedStateMachine):
         assert all(job.withdrawn or job.num_taken == len(job.costs) for job in self.naive)
 
 
+class PlanWithUrgentJobs(RuleBasedStateMachine):
+    """Coming, leaving and both ways of taking in any order: each sequence once, or withdrawn."""
+
+    LIMIT = 6
+    jobs = Bundle[tuple[NaiveJob, Claim]]("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = Plan(self.LIMIT)
+        self.claims: dict[int, tuple[NaiveJob, Claim]] = {}
+
+    @rule(
+        target=jobs,
+        group=strategies.integers(0, 2),
+        costs=strategies.lists(strategies.integers(1, 6), min_size=1, max_size=3)
+        | strategies.lists(strategies.integers(5, 20), min_size=1, max_size=6),
+    )
+    def add(self, group: int, costs: list[int]) -> tuple[NaiveJob, Claim]:
+        job = NaiveJob(len(self.claims), group, costs, 0)
+        claim = self.plan.add(job.name, group, costs)
+        assert not claim.is_urgent or sum(costs) <= self.LIMIT
+        self.claims[job.name] = job, claim
+        return job, claim
+
+    @rule(job=jobs)
+    def withdraw(self, job: tuple[NaiveJob, Claim]) -> None:
+        job[0].withdrawn = True
+        self.plan.withdraw(job[1])
+
+    @rule(budget=strategies.integers(1, 24))
+    def take(self, budget: int) -> None:
+        step = self.plan.take(budget)
+        assert (step is None) == (not self.waiting())
+        if step is not None:
+            self.note(step)
+            assert step.num_tokens <= budget or len(step.members) == 1
+
+    @rule()
+    def take_urgent(self) -> None:
+        has_urgent = self.plan.has_urgent
+        step = self.plan.take_urgent()
+        assert has_urgent == (step is not None)
+        if step is not None:
+            assert all(self.claims[owner][1].is_urgent for owner, _ in step.members)
+            assert step.num_tokens <= self.LIMIT
+            self.note(step)
+
+    def note(self, step: Step) -> None:
+        for owner, index in step.members:
+            job = self.claims[owner][0]
+            assert not job.withdrawn
+            assert job.num_taken == index, "every sequence once, in order"
+            job.num_taken += 1
+            assert job.group == step.group
+        costs = [self.claims[owner][0].costs[index] for owner, index in step.members]
+        assert step.num_tokens == sum(costs)
+
+    def waiting(self) -> list[NaiveJob]:
+        return [job for job, _ in self.claims.values() if job.waiting]
+
+    @invariant()
+    def counters_match(self) -> None:
+        waiting = self.waiting()
+        bulk = [job for job in waiting if not self.claims[job.name][1].is_urgent]
+        assert self.plan.num_waiting_jobs == len(waiting)
+        assert self.plan.num_waiting_tokens == sum(sum(job.waiting) for job in waiting)
+        assert self.plan.num_bulk_tokens == sum(sum(job.waiting) for job in bulk)
+        assert self.plan._num_bulk_jobs == len(bulk)
+        assert sorted(self.plan.owners()) == [job.name for job in waiting]
+
+    def teardown(self) -> None:
+        """Both ways in turn, as a lane whose share allows it, take all there is."""
+        while self.waiting():
+            self.take_urgent()
+            self.take(16)
+        assert self.plan.next_group is None
+        assert not self.plan._queues
+
+
+TestPlanWithUrgentJobs = PlanWithUrgentJobs.TestCase
+TestPlanWithUrgentJobs.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+)
+
+
 TestPlanAgainstScan = PlanAgainstScan.TestCase
 TestPlanAgainstScan.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True

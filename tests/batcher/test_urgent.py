@@ -115,20 +115,41 @@ def test_a_crowd_of_urgent_jobs_goes_by_its_tags(plan: Plan) -> None:
     assert plan.num_bulk_tokens == sum(LONG) - 9
 
 
+def is_urgent(plan: Plan, num_tokens: int) -> bool:
+    claim = plan.add("tried", "other", [num_tokens])
+    plan.withdraw(claim)
+    return claim.is_urgent
+
+
 def test_urgent_is_what_is_far_shorter_than_the_bulk_that_waits(plan: Plan) -> None:
-    alike = [plan.add(f"bulk{number}-", "g", [9 + number]) for number in range(3)]  # 10 on average
-    plan.add("not", "g", [3])
-    assert not plan.has_urgent  # and the average is 33 / 4 now
-    plan.add("short", "g", [2])
-    assert members(plan.take_urgent()) == ["short0"]
-    for claim in alike:
-        plan.withdraw(claim)
-    plan.add("not either", "g", [1])
-    assert not plan.has_urgent
-    plan.take(3)
-    plan.take(3)
-    plan.add("nothing waits", "g", [LIMIT])
-    assert plan.has_urgent
+    for number in range(3):
+        plan.add(f"bulk{number}-", "g", [9 + number])  # 10 on average
+    assert is_urgent(plan, 2)
+    assert not is_urgent(plan, 3)
+
+
+def test_or_than_the_bulk_of_the_step_that_runs(plan: Plan) -> None:
+    plan.add("long", "g", [100])
+    plan.take(50)
+    plan.add("waits", "g", [10])
+    assert is_urgent(plan, LIMIT)
+    assert not is_urgent(plan, LIMIT + 1)
+    plan.take(50)  # now the short one runs, and nothing waits
+    assert is_urgent(plan, 2)
+    assert not is_urgent(plan, 3)
+
+
+def test_without_any_bulk_the_limit_alone_counts(plan: Plan) -> None:
+    assert is_urgent(plan, LIMIT)
+    assert not is_urgent(plan, LIMIT + 1)
+
+
+def test_a_jobs_last_texts_count_as_the_whole_job_while_they_run(plan: Plan) -> None:
+    plan.add("bulk", "g", [10] * 10)
+    for _ in range(5):
+        plan.take(20)
+    assert plan.num_waiting_jobs == 0
+    assert is_urgent(plan, LIMIT)
 
 
 def test_one_text_after_another_among_its_like_is_never_urgent(plan: Plan) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import pytest
 
+from batcher.budget import StepBudget
 from batcher.job import Job
 from batcher.lane import Lane, LaneClosed
 from batcher.share import Share
@@ -83,19 +86,22 @@ def test_another_models_job_does_too(engine: Scripted) -> None:
     assert engine.log[1] == "begin other:q"
 
 
+def keep(jobs: list[Waiting]) -> None:
+    """They are looked at by the log alone."""
+
+
 def test_a_nested_step_does_not_pause_itself(engine: Scripted) -> None:
-    engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
+    engine.at_pauses = [lambda: keep(submit_all(engine.lane, 1))]
     Waiting(engine.lane, "m", "b", cost=LONG).rows()
     assert engine.saw_pause == [True, False]
 
 
-def submit_all(lane: Lane, count: int, cost: int = 1) -> None:
-    for i in range(count):
-        Waiting(lane, "m", f"q{i}", cost=cost)
+def submit_all(lane: Lane, count: int, cost: int = 1) -> list[Waiting]:
+    return [Waiting(lane, "m", f"q{i}", cost=cost) for i in range(count)]
 
 
 def test_several_short_jobs_share_a_nested_step_up_to_the_limit(engine: Scripted) -> None:
-    engine.at_pauses = [lambda: submit_all(engine.lane, 3, cost=2)]
+    engine.at_pauses = [lambda: keep(submit_all(engine.lane, 3, cost=2))]
     Waiting(engine.lane, "m", "b", cost=LONG).rows()
     assert engine.log[1] == "begin m:q0,q1"
     assert engine.lane.stop(PATIENCE_S)
@@ -194,11 +200,18 @@ def test_the_share_is_less_than_half_and_a_quiet_time_saves_little() -> None:
     assert not share.may_begin
 
 
+def test_a_step_that_took_for_ever_is_forgiven_most_of_its_debt() -> None:
+    share = Share()
+    share.spend(1000)
+    share.earn(12.6)
+    assert share.may_begin
+
+
 def test_urgent_work_that_has_spent_its_share_waits(engine: Scripted) -> None:
     share = Share()
     share.spend(1000)
     engine.lane._share = share
-    engine.at_pauses = [lambda: submit_all(engine.lane, 1)]
+    engine.at_pauses = [lambda: keep(submit_all(engine.lane, 1))]
     Waiting(engine.lane, "m", "b", cost=LONG).rows()
     assert engine.log[:2] == ["begin m:b", "end m:b"]
 
@@ -232,3 +245,61 @@ def test_short_jobs_alone_share_one_step() -> None:
 
 def test_short_jobs_go_before_a_long_step_and_not_into_it() -> None:
     assert steps_behind_a_first(("bulk", LONG), ("q", 1)) == [["first"], ["q"], ["bulk"]]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_lanes_own_at_a_pause_fails_all_and_loses_nobody(engine: Scripted) -> None:
+    short: list[Waiting] = []
+
+    def come() -> None:
+        short.append(Waiting(engine.lane, "m", "q"))
+        engine.lane._on_step = lambda step, seconds, is_done: 1 / 0  # type: ignore[assignment]
+
+    engine.at_pauses = [come]
+    bulk = Waiting(engine.lane, "m", "b", cost=LONG)
+    assert bulk.ended.wait(PATIENCE_S)
+    assert isinstance(bulk.job.error, LaneClosed)
+    assert short[0].rows() == ["Q"]  # its step was done
+    engine.lane._thread.join(PATIENCE_S)
+    assert not engine.lane.alive
+
+
+def test_a_nested_step_without_memory_says_nothing_of_the_outer_ones_budget() -> None:
+    budgets: list[float] = []
+
+    class Noting(StepBudget):
+        def observe(self, *told: Any) -> None:
+            budgets.append(told[3])
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        if pause is not None:
+            submit_all(lane, 2)
+            pause()
+        elif len(payloads) > 1:
+            raise MemoryError
+        return payloads
+
+    lane = Lane(run, Noting((1000,)), max_urgent_tokens=URGENT)
+    Waiting(lane, "m", "b", cost=LONG).rows()
+    lane.stop(PATIENCE_S)
+    assert lane.num_splits == lane.num_yields == 1
+    assert budgets
+    assert math.inf not in budgets
+
+
+def test_an_urgent_step_is_no_larger_than_steps_may_be() -> None:
+    sizes: list[int] = []
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        sizes.append(len(payloads))
+        return payloads
+
+    lane = Lane(run, 6, max_urgent_tokens=64)
+    with lane._changed:  # so that all of it waits at once
+        bulk = Waiting(lane, "m", *"abcdefgh", cost=5)
+        short = submit_all(lane, 9, cost=1)
+    bulk.rows()
+    for one in short:
+        one.rows()
+    lane.stop(PATIENCE_S)
+    assert 1 < max(sizes) <= 6
