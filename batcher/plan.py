@@ -217,7 +217,8 @@ class Plan:
 
     def take_urgent(self) -> Step | None:
         """What waits of urgent jobs, by their tags, whatever else waits: of one group, together at
-        most `max_urgent_tokens`. None when there is none."""
+        most `max_urgent_tokens`. None when there is none. Virtual time stays: it is the others'
+        service, and would run ahead of what waits, to the harm of who comes next."""
         heads = []
         for group, queue in self._queues.items():
             _drop_withdrawn(queue.urgent)
@@ -237,7 +238,6 @@ class Plan:
                 break
             members += [(claim.owner, i) for i in range(first, len(claim.costs))]
             num_tokens += cost
-            self._virtual_time = max(self._virtual_time, claim.finish + rest)
             self.withdraw(claim)
             _drop_withdrawn(heap)
         return Step(group, members, num_tokens)

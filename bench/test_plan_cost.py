@@ -3,8 +3,8 @@
     python -m pytest bench/test_plan_cost.py -s
 
 Not among the tests: those time nothing. The medians are kept in `bench/results/plan-cost.json`.
-Texts have 100 tokens on average (10 a step), those of the short jobs 16; jobs short enough wait in
-the plan's urgent heap too.
+Texts have 100 tokens on average (10 a step), those of the short jobs 16. A few of the single ones
+are urgent, so that both of the plan's heaps are long.
 """
 
 from __future__ import annotations

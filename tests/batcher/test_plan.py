@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 from hypothesis import settings, strategies
@@ -402,3 +403,46 @@ def test_a_step_stands_for_a_bounded_number_of_tokens_however_much_is_shared() -
     step = plan.take(100)
     assert step is not None
     assert len(step.members) * 1000 <= 64 * 100
+
+
+@pytest.mark.parametrize("limit", [0, 8])
+@pytest.mark.parametrize("num_people", [0, 1, 8])
+@pytest.mark.parametrize("num_bulk", [1, 20])
+@pytest.mark.parametrize("cost", [9, 40])
+def test_nobody_is_overtaken_for_ever(
+    cost: int, num_bulk: int, num_people: int, limit: int
+) -> None:
+    """Others come again as soon as they are served, and urgent ones go first whenever they can. A
+    job waits at most for as much of each other one as it needs itself, and for a text of each."""
+    rng = Random(cost + num_bulk + num_people)
+    plan = Plan(limit)
+    longest, budget = 40, 50
+    num_others = num_bulk + num_people
+
+    def come(owner: int) -> None:
+        costs = [rng.randint(10, longest) for _ in range(rng.choice([1, 3, 400]))]
+        plan.add(owner, owner % 3, costs if owner <= num_bulk else [8])
+
+    for owner in range(1, num_others + 1):
+        come(owner)
+    for _ in range(300):
+        _serve(plan.take_urgent(), plan, come)
+        _serve(plan.take(budget), plan, come)
+    watched = plan.add(0, 0, [cost])
+    num_tokens = 0
+    while not watched.withdrawn:
+        _serve(plan.take_urgent(), plan, come)
+        if not watched.withdrawn:
+            step = plan.take(budget)
+            assert step is not None
+            num_tokens += step.num_tokens
+            _serve(step, plan, come)
+        assert num_tokens <= (num_others + 1) * (cost + longest) + budget
+
+
+def _serve(step: Step | None, plan: Plan, come: Callable[[int], None]) -> None:
+    """Whoever has nothing left comes again."""
+    waiting = set(plan.owners())
+    for owner in {owner for owner, _ in step.members} if step is not None else ():
+        if owner and owner not in waiting:
+            come(owner)
