@@ -149,7 +149,7 @@ class Settings(_Yield):
         4096,
         ge=1,
         description="requests that compute or wait to; more are refused with 429 before their "
-        "body is read. On a CPU still more would wait for minutes",
+        "body is read. By default far more than a CPU does in a minute",
     )
     request_timeout_s: float | None = Field(
         None,
