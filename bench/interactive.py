@@ -105,9 +105,8 @@ class Load:
         before, start = await self.step_end()
         for place in range(2 * num_pairs):
             leaves = asyncio.Event()
-            people = [
-                asyncio.create_task(self.person(leaves)) for _ in range(num_people * (place % 2))
-            ]
+            num_here = num_people if place % 4 in (1, 2) else 0  # away, here, here, away: no drift
+            people = [asyncio.create_task(self.person(leaves)) for _ in range(num_here)]
             await asyncio.sleep(max(0.0, start + window_s - time.perf_counter()))
             after, end = await self.step_end()
             leaves.set()

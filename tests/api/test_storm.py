@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from tests.servers import Server, start_server
 
 NAME = "tiny-bert"
 NUM_CLIENTS = 12
-NUM_REQUESTS = 300
-DEATHS = (100, 200)  # the requests that kill the thread; the server allows itself three
+NUM_REQUESTS = 240
+DEATHS = (80, 160)  # the requests that kill the thread
 LEAVES_AFTER_S = 0.05
 A_MOMENT_S = 0.2  # from when a client begins to when its request has come
 PATIENCE_S = 60.0
@@ -99,17 +100,21 @@ def expected(models: Path) -> Expected:
     return Expected(models / NAME)
 
 
-@pytest.fixture
-def server(models: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Its steps have 512 tokens, or the parameter's."""
-    with start_server(
+def start(models: Path, max_step_tokens: int) -> AbstractContextManager[Server]:
+    return start_server(
         "--factory",
         app="tests.api.faulty:faulty_app",
         EMBEDDING_MODELS_DIR=str(models),
-        EMBEDDING_MAX_STEP_TOKENS=getattr(request, "param", "512"),
+        EMBEDDING_MAX_STEP_TOKENS=str(max_step_tokens),
         EMBEDDING_MAX_URGENT_TOKENS="16",
         EMBEDDING_ACCESS_LOG="false",
-    ) as running:
+    )
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    """It dies three times in this file, as often as it allows itself to."""
+    with start(models, 512) as running:
         yield running
 
 
@@ -164,8 +169,29 @@ def is_quiet(server: Server) -> bool:
     return bool(answer.status_code == 200 and not told["waiting_jobs"] and not told["open_jobs"])
 
 
+def test_health_says_when_the_thread_is_dead_and_when_it_is_back(
+    server: Server, expected: Expected
+) -> None:
+    told: list[tuple[int, str]] = []
+    with server.client() as client, ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(ask, server, Request([DIES]))
+        until(lambda: is_told(client, told, 503))  # its successor comes a second later
+        until(lambda: is_told(client, told, 200))
+        assert client.get("/live").status_code == 200
+    assert killed.result().status == 503
+    assert any("died" in reason for status, reason in told if status == 503)
+    expected.check(ask(server, Request(expected.short[:1])))
+
+
+def is_told(client: httpx.Client, told: list[tuple[int, str]], status: int) -> bool:
+    answer = client.get("/health")
+    told.append((answer.status_code, answer.json().get("reason", "")))
+    return answer.status_code == status
+
+
 def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expected) -> None:
     rng = random.Random(1)
+    num_deaths = server.log().count("the lane died")
     requests = [expected.request(rng, place) for place in range(NUM_REQUESTS)]
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         answers = list(pool.map(lambda request: ask_until_served(server, request), requests))
@@ -181,7 +207,7 @@ def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expec
     spoilt = [a.text for a in answers if a.request.fault == IS_SPOILT and a.status == 500]
     assert any("not a finite number" in text for text in spoilt)
     log = server.log()
-    assert log.count("the lane died") == len(DEATHS)
+    assert log.count("the lane died") == num_deaths + len(DEATHS)
     assert "runs again in halves" in log
 
     again = [Request(request.texts) for request in requests if not request.fault]
@@ -191,22 +217,13 @@ def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expec
     assert server.stop() == 0
 
 
-def test_health_says_when_the_thread_is_dead_and_when_it_is_back(
-    server: Server, expected: Expected
-) -> None:
-    with server.client() as client:
-        assert ask(server, Request([DIES])).status == 503
-        sick = client.get("/health")  # within the second before its successor comes
-        assert sick.status_code == 503
-        assert "died" in sick.json()["reason"]
-        assert client.get("/live").status_code == 200
-        until(lambda: client.get("/health").status_code == 200)
-    expected.check(ask(server, Request(expected.short[:1])))
-
-
-@pytest.mark.parametrize("server", ["64"], indirect=True)
-def test_sigterm_in_the_middle_of_a_storm(server: Server, expected: Expected) -> None:
+def test_sigterm_in_the_middle_of_a_storm(models: Path, expected: Expected) -> None:
     """What was admitted is computed; what comes later is refused, or finds nobody; the end is 0."""
+    with start(models, 64) as server:
+        storm_with_sigterm(server, expected)
+
+
+def storm_with_sigterm(server: Server, expected: Expected) -> None:
     rng = random.Random(2)
     bulk = [Request(rng.sample(expected.long, 100)) for _ in range(6)]
 

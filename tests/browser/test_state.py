@@ -18,6 +18,7 @@ def test_the_server_and_its_models_are_shown(stand_in_server: Server, open_tab: 
     expect(page.locator("#notice")).to_contain_text("this small one stands in for yours")
     expect(page.locator("#waiting-jobs")).to_have_text("0")
     expect(page.locator("#waiting-tokens")).to_have_text("0")
+    expect(page.locator("#models li")).to_have_count(1)
     [model] = page.locator("#models li").all()
     expect(model).to_contain_text("all-MiniLM-L6-v2")
     expect(model).to_contain_text(re.compile(r"\d+\sMB\sin\smemory\s· stays"))
