@@ -63,6 +63,14 @@ def write_model(
     return ModelFolder(name, path)
 
 
+def write_three(root: Path, reranker: str) -> Path:
+    """A reranker of that name, an embedder with every view, and a broken one; gives the root."""
+    write_model(root, reranker, "BertForSequenceClassification", max_length=100)
+    write_model(root, "embedder", has_heads=True)
+    write_broken(root, "broken")
+    return root
+
+
 def write_broken(root: Path, name: str) -> ModelFolder:
     """A folder that nobody can serve; the reason names the file by its whole path."""
     folder = write_model(root, name)

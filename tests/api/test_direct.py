@@ -19,7 +19,7 @@ import embedding
 from api.direct import DirectRoutes
 from tests.api import fake_engine
 from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_broken, write_model
+from tests.api.fake_models import write_three
 from tests.api.test_errors import CALLS, MAX_BODY_BYTES, NAME, PATHS, Call
 
 MADE_ANEW = {"id", "created", "created_at", "modified_at", "expires_at"}
@@ -40,11 +40,7 @@ def without_direct_routes() -> FastAPI:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("models")
-    write_model(folder, NAME, "BertForSequenceClassification", max_length=100)
-    write_model(folder, "embedder", has_heads=True)
-    write_broken(folder, "broken")
-    return folder
+    return write_three(tmp_path_factory.mktemp("models"), NAME)
 
 
 class Pair:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.api.error_shapes import dialect_by_path, fault_of
 from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_broken, write_model
+from tests.api.fake_models import write_three
 
 NAME = "ranker"
 MAX_BODY_BYTES = 4096
@@ -58,11 +58,7 @@ COMPUTING = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("models")
-    write_model(folder, NAME, "BertForSequenceClassification", max_length=100)
-    write_model(folder, "embedder", has_heads=True)
-    write_broken(folder, "broken")
-    return folder
+    return write_three(tmp_path_factory.mktemp("models"), NAME)
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.api.error_shapes import dialect_by_path, fault_of
+from tests.api.generated import quick
 from tests.servers import Server
 
 DIM = 384  # the stand-in's
@@ -56,14 +57,6 @@ BODIES: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "/similarity": lambda texts: {"inputs": {"source_sentence": texts[0], "sentences": texts}},
     "/v1/rerank": lambda texts: {"query": texts[0], "documents": texts},
 }
-quick = settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture
@@ -130,7 +123,7 @@ def check_both_spellings(client: httpx.Client, path: str, texts: list[str]) -> N
 
 @pytest.mark.parametrize("path", BODIES)
 def test_any_text_is_answered_and_a_lone_surrogate_refused(client: httpx.Client, path: str) -> None:
-    @quick
+    @quick(12)
     @given(texts=TEXTS)
     def check(texts: list[str]) -> None:
         check_both_spellings(client, path, texts)
@@ -154,7 +147,7 @@ def test_a_very_long_run_is_cut_and_answered(client: httpx.Client, path: str, un
     check_vectors(vectors_of(path, answer.json()), 1)
 
 
-@quick
+@quick(12)
 @given(text=ANY | MIXED)
 def test_a_text_has_one_vector_in_every_dialect(stand_in_server: Server, text: str) -> None:
     rows: list[Any] = []

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -31,6 +31,7 @@ from embedding import create_app
 from tests.api.error_shapes import dialect_by_path, fault_in, fault_of
 from tests.api.fake_engine import FakeServer, serve_fake
 from tests.api.fake_models import DIM, write_model
+from tests.api.generated import quick
 
 TIMEOUT_S = 20.0
 NO_DIALECT = {"/", "/health", "/live", "/ready", "/metrics"}
@@ -49,14 +50,6 @@ FUZZED = [
     if mode is GenerationMode.POSITIVE or operation.method == "post"  # what has a body can be bad
 ]
 POSTS = [operation.path for operation in OPERATIONS if operation.method == "post"]
-quick = settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +80,7 @@ def session() -> Iterator[requests.Session]:
 def test_no_request_of_our_own_document_breaks_a_route(
     server: FakeServer, session: requests.Session, operation: Any, mode: GenerationMode
 ) -> None:
-    @quick
+    @quick(30)
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         answer = case.call(base_url=server.url, session=session, timeout=TIMEOUT_S)
@@ -139,7 +132,7 @@ TEXT_BODIES: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", TEXT_BODIES)
 def test_any_text_is_answered_or_its_surrogate_is_named(client: httpx.Client, path: str) -> None:
-    @quick
+    @quick(30)
     @given(texts=TEXTS)
     def check(texts: list[str]) -> None:
         answer = post(client, path, TEXT_BODIES[path](texts))
@@ -186,7 +179,7 @@ NUMBER_BODIES: dict[str, Any] = {
 
 @pytest.mark.parametrize("path", NUMBER_BODIES)
 def test_any_number_is_answered_or_refused(client: httpx.Client, path: str) -> None:
-    @quick
+    @quick(30)
     @given(body=NUMBER_BODIES[path])
     def check(body: dict[str, Any]) -> None:
         post(client, path, body)
@@ -194,7 +187,7 @@ def test_any_number_is_answered_or_refused(client: httpx.Client, path: str) -> N
     check()
 
 
-@quick
+@quick(30)
 @given(ids=st.lists(st.integers(-2, 0x110001), max_size=20) | MANY)
 def test_any_ids_are_read_back_or_refused(client: httpx.Client, ids: list[Any]) -> None:
     answer = post(client, "/decode", {"ids": ids})
@@ -204,7 +197,7 @@ def test_any_ids_are_read_back_or_refused(client: httpx.Client, ids: list[Any]) 
 
 @pytest.mark.parametrize("path", POSTS)
 def test_any_bytes_are_refused(client: httpx.Client, path: str) -> None:
-    @quick
+    @quick(30)
     @given(body=st.binary(max_size=60) | st.binary(max_size=20).map(lambda b: b'{"input":' + b))
     def check(body: bytes) -> None:
         post(client, path, body)
@@ -262,7 +255,7 @@ def test_a_lone_surrogate_anywhere_is_refused(
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
 
 
-@quick
+@quick(30)
 @given(name=NAMES.filter(lambda name: "\n" not in name))  # which ends a path for the router
 def test_any_name_of_a_model_is_known_or_not_found(client: httpx.Client, name: str) -> None:
     for path, dialect in (("/v1/models/{}", "openai"), ("/info?model={}", "tei")):
@@ -271,7 +264,7 @@ def test_any_name_of_a_model_is_known_or_not_found(client: httpx.Client, name: s
             assert name in fault_of(answer, dialect, 404).text
 
 
-@quick
+@quick(30)
 @given(path=NAMES.map(lambda text: "/" + quote(text, safe="/")))
 def test_any_path_answers_without_a_server_error(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "HEAD"):
