@@ -1,7 +1,8 @@
 """A lean HTTP/1.1 client for load tests: kept connections, prepared bytes, no pool to search.
 
 A usual client spends more on a request than the server does on refusing it, and with hundreds of
-open ones its pool takes seconds: then it measures itself. Answers must have a content-length.
+open ones its pool takes seconds: then it measures itself. Answers must have a content-length. To
+cancel a request is to leave.
 """
 
 from __future__ import annotations
@@ -53,9 +54,13 @@ class RawClient:
         kind = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         start = time.perf_counter()
         reader, writer = self._take_free() or await self._open()
-        writer.write((head + kind).encode() + content)
-        status, headers = _read_head(await reader.readuntil(b"\r\n\r\n"))
-        body = await reader.readexactly(int(headers["content-length"]))
+        try:
+            writer.write((head + kind).encode() + content)
+            status, headers = _read_head(await reader.readuntil(b"\r\n\r\n"))
+            body = await reader.readexactly(int(headers["content-length"]))
+        except BaseException:  # who leaves before the answer closes the connection
+            writer.close()
+            raise
         taken_ms = (time.perf_counter() - start) * 1e3
         if headers.get("connection") == "close":
             writer.close()

@@ -41,13 +41,14 @@ def run_full_steps(
 
 
 def settle(budget: StepBudget, rate: Curve) -> int | None:
-    run_full_steps(budget, rate, 200)
+    run_full_steps(budget, rate, 400)
     return budget.settled("m")
 
 
 def test_it_begins_between_short_and_long_steps() -> None:
     budget = StepBudget()
-    assert run_full_steps(budget, flat_from(512), 6) == [512, 1024, 2048] * 2
+    a_round = [512, 1024, 2048, 512, 512, 1024, 512]
+    assert run_full_steps(budget, flat_from(512), 14) == a_round * 2
     assert budget.settled("m") is None
 
 
@@ -80,14 +81,33 @@ def test_noise_of_ten_percent_costs_little(rate: Curve, seed: int) -> None:
     given_budgets = run_full_steps(budget, rate, 5000, noise=0.1, seed=seed + 1000)
     best = max(rate(candidate) for candidate in CANDIDATES)
     seconds = sum(tokens / rate(tokens) for tokens in given_budgets)
-    assert sum(given_budgets) / seconds > 0.9 * best
+    assert sum(given_budgets) / seconds > 0.93 * best
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("wanted", [512, 1024, 2048])
+def test_a_machine_that_is_half_as_fast_for_a_while_does_not_mislead_it(
+    wanted: int, seed: int
+) -> None:
+    """Whatever it computes in that while: only what ran next to it is compared with it."""
+    rng = random.Random(seed)
+    budget = StepBudget(CANDIDATES[:5])
+    speed, until, now = 1.0, 0.0, 0.0
+    while budget.settled("m") is None:
+        if now >= until:
+            speed, until = rng.uniform(0.5, 1.0), now + rng.expovariate(1 / 20)
+        tokens = budget.next("m")
+        seconds = tokens / peaked_at(wanted)(tokens) / speed * max(0.5, rng.gauss(1.0, 0.05))
+        budget.observe("m", tokens, tokens, seconds, was_full=True)
+        now += seconds
+    assert budget.settled("m") == wanted
 
 
 @pytest.mark.parametrize(("before", "after"), [(512, 2048), (4096, 256), (128, 8192)])
 def test_it_follows_a_change(before: int, after: int) -> None:
     budget = StepBudget()
     assert settle(budget, peaked_at(before)) == before
-    run_full_steps(budget, peaked_at(after), 1000)
+    run_full_steps(budget, peaked_at(after), 15_000)
     assert budget.settled("m") == after
 
 
@@ -101,10 +121,10 @@ def test_the_whole_machine_getting_slower_changes_nothing() -> None:
 def test_the_neighbours_of_a_settled_budget_are_tried_rarely() -> None:
     budget = StepBudget()
     settle(budget, peaked_at(1024))
-    given_budgets = run_full_steps(budget, peaked_at(1024), 6500)
+    given_budgets = run_full_steps(budget, peaked_at(1024), 20_000)
     others = [tokens for tokens in given_budgets if tokens != 1024]
     assert set(others) == {512, 2048}
-    assert len(others) / len(given_budgets) == pytest.approx(1 / 64, rel=0.1)
+    assert 1 / 80 < len(others) / len(given_budgets) < 1 / 32
 
 
 @pytest.mark.parametrize(
