@@ -1,10 +1,10 @@
 """The budget of a step: the smallest that is within 3 % of the best rate on this device and model.
 
-Found while running, from full steps. A window of candidates takes turns, in rounds: each computes
-as many tokens as the largest, a few steps of one between those of another, and only rates of one
-round are compared, so that a machine that is slow for a while is slow for all. Rounds go on until
-each comparison is clear. The window widens while its edge is what is wanted; then the search
-settles, and looks at the neighbours again from time to time.
+Found while running, from full steps. A window of candidates takes turns, in rounds: a few
+steps of a small one for each of a large one, one after the other, and only rates of one round
+are compared, so that a machine that is slow for a while is slow for all. Rounds go on until
+each comparison is clear. The search climbs until nothing larger is better, then descends for as
+long as what is smaller is good enough; from time to time it begins again.
 It knows no clock, plan, thread or tensor: it is told what a step took.
 Invariant: what it gives is one of its candidates, whatever it was told.
 """
@@ -17,17 +17,20 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 CANDIDATES = tuple(1 << power for power in range(7, 14))  # 128 to 8,192 tokens
-# On a CPU longer steps gain nothing (bench/results/step-budget-bge-small.json).
+# On a CPU longer steps gain nothing (bge-small: bench/results/step-budget-bge-small.json).
 CPU_CANDIDATES = CANDIDATES[:5]
 
 _START = (512, 1024, 2048)
 _MIN_GAIN = 0.03  # of rate, for which a longer step is worth its wait
 _CLEAR = 6  # more rounds that say one thing of a candidate than rounds that say the other
 _MAX_ROUNDS = 25  # of a window; who is not clear by then is about as good as the bound
-_MAX_MISSES = 15  # steps that did not come out full, one after the other: they never will
-_FULL = 0.9  # of the budget
-_MAX_OVER = 1.25  # times the budget: a shared beginning comes on top; far more is one long text
-_SETTLED_STEPS = 32  # full ones, for each step of the search, until it looks at the neighbours
+_MAX_ROUND_STEPS = 8  # of one candidate: then it has been beside the others for long enough
+_MAX_MISSES = 15  # steps in a row that say nothing of their budget: all texts are like that
+_MIN_FULL = 0.6  # of the budget; what does not fit in is part of its rate
+_MAX_FULL = 1.25  # times the budget: a shared beginning comes on top; far more is one long text
+# Full steps until it begins again: so many for each step of the search, and at most.
+_SETTLED_STEPS = 16
+_MAX_SETTLED_STEPS = 2000
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class _Search:
     turns: dict[int, _Turn] = field(default_factory=dict)  # the smallest first
     rounds: list[dict[int, float]] = field(default_factory=list)  # tokens per second
     asked: set[int] = field(default_factory=set)  # candidates of this search, measurable or not
+    too_large: float = math.inf  # the smallest that memory did not hold in this search
+    is_descending: bool = False  # one candidate is measured beside the best
     num_steps: int = 0  # of this search
     num_settled_steps: int = 0
 
@@ -56,34 +61,53 @@ class _Search:
         self.rounds = []
         self.asked.update(candidates)
 
+    def settle(self) -> None:
+        self.turns = {}
+        self.num_settled_steps = 0
+
+    @property
+    def is_stale(self) -> bool:
+        """It has settled long ago."""
+        limit = min(_SETTLED_STEPS * self.num_steps, _MAX_SETTLED_STEPS)
+        return self.num_settled_steps >= limit
+
     def next(self) -> int:
         """Whoever has done the least of its part."""
         largest = max(self.turns)
         return min(self.turns, key=lambda c: self.turns[c].num_steps / _num_steps(c, largest))
 
-    def note(self, candidate: int, num_tokens: int, seconds: float) -> None:
+    def note(self, candidate: int, num_tokens: int, seconds: float) -> bool:
+        """Whether there may be something to decide on now."""
         turn = self.turns[candidate]
         self.num_steps += 1
-        if seconds == math.inf:
-            del self.turns[candidate]
-        elif _FULL * candidate <= num_tokens <= _MAX_OVER * candidate:
+        if _MIN_FULL * candidate <= num_tokens <= _MAX_FULL * candidate:
             turn.num_steps += 1
             turn.num_tokens += num_tokens
             turn.seconds += seconds
             turn.num_misses = 0
-        else:
-            turn.num_misses += 1
-            if turn.num_misses >= _MAX_MISSES:
-                del self.turns[candidate]
-        if self.turns:
-            self._end_round()
+            return self._end_round()
+        turn.num_misses += 1
+        if turn.num_misses < _MAX_MISSES:
+            return False
+        del self.turns[candidate]
+        return True
 
-    def _end_round(self) -> None:
+    def _end_round(self) -> bool:
         largest = max(self.turns)
         if not all(turn.num_steps >= _num_steps(c, largest) for c, turn in self.turns.items()):
-            return
+            return False
         self.rounds.append({c: turn.num_tokens / turn.seconds for c, turn in self.turns.items()})
         self.turns = {candidate: _Turn() for candidate in self.turns}
+        return True
+
+    def is_over(self) -> bool:
+        """Nobody is left to measure, each comparison is clear, or none will be."""
+        if not self.turns or len(self.rounds) >= _MAX_ROUNDS:
+            return True
+        if len(self.rounds) < _CLEAR:
+            return False
+        best = self.best()
+        return all(abs(self._lead(candidate, best)) >= _CLEAR for candidate in self.turns)
 
     def best(self) -> int:
         """By the median of what each makes of a round."""
@@ -94,19 +118,19 @@ class _Search:
                 each.append(rates[candidate] / mean)
         return max(shares, key=lambda candidate: statistics.median(shares[candidate]))
 
-    def lead(self, candidate: int, best: int) -> int:
+    def smallest_good(self, best: int) -> int:
+        """From the best down to the last before one that is not good enough."""
+        chosen = best
+        for candidate in sorted((c for c in self.turns if c < best), reverse=True):
+            if self._lead(candidate, best) < 0:
+                break
+            chosen = candidate
+        return chosen
+
+    def _lead(self, candidate: int, best: int) -> int:
         """Rounds in which it is good enough beside the best, less those in which it is not."""
         good = sum(rates[candidate] >= (1 - _MIN_GAIN) * rates[best] for rates in self.rounds)
         return 2 * good - len(self.rounds)
-
-    def is_over(self) -> bool:
-        """Nobody is left to measure, each comparison is clear, or none will be."""
-        if not self.turns or len(self.rounds) >= _MAX_ROUNDS:
-            return True
-        if len(self.rounds) < _CLEAR:
-            return False
-        best = self.best()
-        return all(abs(self.lead(candidate, best)) >= _CLEAR for candidate in self.turns)
 
 
 class StepBudget:
@@ -142,21 +166,23 @@ class StepBudget:
 
         A step that failed for memory took for ever: `seconds` is infinite.
         """
-        if not was_full or seconds <= 0:
+        if len(self._candidates) == 1 or seconds <= 0:
             return
         search = self._search(group)
-        if not search.turns:
+        if seconds == math.inf:
+            if num_tokens <= _MAX_FULL * budget:
+                self._avoid(search, budget)
+        elif was_full and not search.turns:
             search.num_settled_steps += 1
-            if search.num_settled_steps >= _SETTLED_STEPS * search.num_steps:
-                self._look_again(search)
-        elif budget in search.turns:
-            search.note(budget, num_tokens, seconds)
-            if search.is_over():
-                self._decide(search)
-
-    def forget(self, group: Hashable) -> None:
-        """The group is gone."""
-        self._searches.pop(group, None)
+            if search.is_stale:
+                self._begin_again(search)
+        elif (
+            was_full
+            and budget in search.turns
+            and search.note(budget, num_tokens, seconds)
+            and search.is_over()
+        ):
+            self._decide(search)
 
     def _search(self, group: Hashable) -> _Search:
         search = self._searches.get(group)
@@ -167,31 +193,49 @@ class StepBudget:
         return search
 
     def _decide(self, search: _Search) -> None:
-        """Widen the window by one candidate, measured beside its neighbour and the best, or settle
-        on the smallest that is good enough."""
-        measured = list(search.turns)
-        if measured:
-            best = search.best()
-            good = [c for c in measured if search.lead(c, best) >= 0]
-            search.chosen = good[0]
-            for edge, direction, is_wanted in (
-                (measured[-1], 1, good == [measured[-1]]),
-                (measured[0], -1, good[0] == measured[0]),
-            ):
-                further = self._beside(edge, direction)
-                if is_wanted and further is not None and further not in search.asked:
-                    search.begin(further, edge, best)
-                    return
-        search.turns = {}
-        search.num_settled_steps = 0
+        """Climb, descend, or settle."""
+        if not search.turns:
+            search.settle()
+            return
+        smallest, largest = min(search.turns), max(search.turns)
+        above, below = self._beside(largest, 1), self._beside(smallest, -1)
+        best = search.best()
+        good = search.smallest_good(best)
+        if best == largest and above and above < search.too_large and above not in search.asked:
+            search.chosen = good
+            search.begin(best, above)
+        elif search.is_descending and good == largest:
+            search.settle()  # on what was good enough before
+        else:
+            search.chosen = good
+            search.is_descending = True
+            if good == smallest and below:
+                search.begin(below, best)
+            else:
+                search.settle()
 
-    def _look_again(self, search: _Search) -> None:
-        """At the neighbours; older rounds are of another time."""
+    def _begin_again(self, search: _Search) -> None:
+        """Around what was chosen; older rounds are of another time."""
         beside = (self._beside(search.chosen, direction) for direction in (-1, 1))
         search.asked.clear()
+        search.too_large = math.inf
+        search.is_descending = False
         search.num_steps = 0
-        if len(self._candidates) > 1:
-            search.begin(search.chosen, *(c for c in beside if c is not None))
+        search.begin(search.chosen, *(c for c in beside if c is not None))
+
+    def _avoid(self, search: _Search, budget: int) -> None:
+        """Memory does not hold it: nor any larger."""
+        search.num_steps += 1
+        search.too_large = min(search.too_large, budget)
+        fitting = [c for c in self._candidates if c < search.too_large] or self._candidates[:1]
+        search.chosen = min(search.chosen, fitting[-1])
+        search.turns = {c: turn for c, turn in search.turns.items() if c < search.too_large}
+        if search.turns:
+            return
+        search.settle()
+        if fitting[-1] < search.too_large:
+            search.is_descending = False
+            search.begin(fitting[-1])
 
     def _beside(self, candidate: int, direction: int) -> int | None:
         at = self._candidates.index(candidate) + direction
@@ -200,4 +244,4 @@ class StepBudget:
 
 def _num_steps(candidate: int, largest: int) -> int:
     """Of a round in which the largest has one."""
-    return max(1, largest // candidate)
+    return max(1, min(largest // candidate, _MAX_ROUND_STEPS))

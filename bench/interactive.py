@@ -29,7 +29,7 @@ from bench.random_models import build
 
 _NUM_BULK, _BULK_TEXTS = 4, 32
 _WORDS = 12
-_STEP = 100  # more tokens at once than queries are
+_STEP = 300  # more tokens at once than the people's queries are
 
 
 Window = tuple[int, float]  # the bulk's tokens in so many seconds
@@ -112,11 +112,13 @@ class Load:
             await asyncio.sleep(max(0.0, start + window_s - time.perf_counter()))
             after, end = await self.step_end()
             leaves.set()
-            for taken in await asyncio.gather(*people):
-                found.query_ms.extend(taken)
             rates = found.beside if people else found.alone
             rates.append((after - before, end - start))
             before, start = after, end
+            for taken in await asyncio.gather(*people):
+                found.query_ms.extend(taken)
+            if people:  # the last queries are no part of the next window
+                before, start = await self.step_end()
         for task in bulks:
             task.cancel()
         await asyncio.gather(*bulks, return_exceptions=True)
@@ -155,6 +157,8 @@ async def measure_server(
             "beside": [round(_rate([one]), 1) for one in found.beside],
         },
         "queries": len(found.query_ms),
+        "window_s": window_s,
+        "pairs_of_windows": num_pairs,
     }
 
 
@@ -198,9 +202,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         "model": asked.model,
         "people": asked.people,
         "think_s": asked.think,
-        "window_s": asked.window,
         "rounds": asked.rounds,
-        "pairs_of_windows": asked.pairs,
         "step_tokens": asked.step_tokens,
         "bulk_clients": _NUM_BULK,
         "texts_a_request": _BULK_TEXTS,
@@ -218,6 +220,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=["on", "off"])
     asked = parser.parse_args()
+    if asked.pairs % 2:
+        parser.error("--pairs: an even number")
     result = run(asked)
     name = "interactive" if asked.people == 1 else f"interactive-{asked.people}-people"
     measure.save(f"{name}-{asked.model}", result)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings, strategies
 
-from batcher.budget import CANDIDATES, StepBudget
+from batcher.budget import CANDIDATES, CPU_CANDIDATES, StepBudget
 
 Curve = Callable[[int], float]  # tokens per second at a budget
 
@@ -41,7 +41,10 @@ def run_full_steps(
 
 
 def settle(budget: StepBudget, rate: Curve) -> int | None:
-    run_full_steps(budget, rate, 400)
+    for _ in range(2000):
+        if budget.settled("m"):
+            break
+        run_full_steps(budget, rate, 1)
     return budget.settled("m")
 
 
@@ -91,9 +94,11 @@ def test_a_machine_that_is_half_as_fast_for_a_while_does_not_mislead_it(
 ) -> None:
     """Whatever it computes in that while: only what ran next to it is compared with it."""
     rng = random.Random(seed)
-    budget = StepBudget(CANDIDATES[:5])
+    budget = StepBudget(CPU_CANDIDATES)
     speed, until, now = 1.0, 0.0, 0.0
-    while budget.settled("m") is None:
+    for _ in range(2000):
+        if budget.settled("m"):
+            break
         if now >= until:
             speed, until = rng.uniform(0.5, 1.0), now + rng.expovariate(1 / 20)
         tokens = budget.next("m")
@@ -103,11 +108,20 @@ def test_a_machine_that_is_half_as_fast_for_a_while_does_not_mislead_it(
     assert budget.settled("m") == wanted
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_steps_that_vary_by_a_seventh_do_not_hide_a_gain_of_an_eighth(seed: int) -> None:
+    """bge-small's rates on two cores, as measured."""
+    shares = dict(zip(CPU_CANDIDATES, (0.60, 0.76, 0.935, 1.0, 1.13), strict=True))
+    budget = StepBudget(CPU_CANDIDATES)
+    run_full_steps(budget, lambda tokens: 1000 * shares[tokens], 300, noise=0.15, seed=seed)
+    assert budget.settled("m") == 2048
+
+
 @pytest.mark.parametrize(("before", "after"), [(512, 2048), (4096, 256), (128, 8192)])
 def test_it_follows_a_change(before: int, after: int) -> None:
     budget = StepBudget()
     assert settle(budget, peaked_at(before)) == before
-    run_full_steps(budget, peaked_at(after), 15_000)
+    run_full_steps(budget, peaked_at(after), 4000)
     assert budget.settled("m") == after
 
 
@@ -124,7 +138,7 @@ def test_the_neighbours_of_a_settled_budget_are_tried_rarely() -> None:
     given_budgets = run_full_steps(budget, peaked_at(1024), 20_000)
     others = [tokens for tokens in given_budgets if tokens != 1024]
     assert set(others) == {512, 2048}
-    assert 1 / 80 < len(others) / len(given_budgets) < 1 / 32
+    assert len(others) / len(given_budgets) < 1 / 20
 
 
 @pytest.mark.parametrize(
@@ -185,13 +199,47 @@ def test_a_budget_that_memory_does_not_hold_is_asked_for_once() -> None:
     assert (given_budgets.count(4096), given_budgets.count(8192)) == (1, 0)
 
 
-def test_groups_are_apart_and_can_be_forgotten() -> None:
+@pytest.mark.parametrize("fits", CANDIDATES)
+def test_memory_that_holds_less_from_the_start_is_found(fits: int) -> None:
+    budget = StepBudget()
+    given_budgets = run_in_memory(budget, fits, 3000)
+    assert budget.settled("m") == fits
+    assert sum(tokens > fits for tokens in given_budgets) <= 4
+
+
+@pytest.mark.parametrize("fits", CANDIDATES[:-1])
+def test_memory_that_others_take_away_is_noticed_at_once(fits: int) -> None:
+    budget = StepBudget()
+    assert settle(budget, flat_from(100_000)) == 8192
+    given_budgets = run_in_memory(budget, fits, 500)
+    assert budget.settled("m") == fits
+    assert sum(tokens > fits for tokens in given_budgets) <= len(CANDIDATES)
+
+
+def run_in_memory(budget: StepBudget, fits: int, num_steps: int) -> list[int]:
+    """Longer steps would be better, were there memory for them; until it has settled."""
+    given_budgets: list[int] = []
+    for _ in range(num_steps):
+        tokens = budget.next("m")
+        given_budgets.append(tokens)
+        seconds = math.inf if tokens > fits else tokens / flat_from(100_000)(tokens)
+        budget.observe("m", tokens, tokens, seconds, was_full=True)
+        if budget.settled("m"):
+            break
+    return given_budgets
+
+
+def test_a_long_text_that_memory_does_not_hold_says_nothing_of_the_budget() -> None:
+    budget = StepBudget()
+    settle(budget, peaked_at(1024))
+    budget.observe("m", 1024, 8000, math.inf, was_full=True)
+    assert budget.settled("m") == 1024
+
+
+def test_groups_are_apart() -> None:
     budget = StepBudget()
     settle(budget, peaked_at(128))
     assert (budget.next("m"), budget.next("other")) == (128, 512)
-    budget.forget("m")
-    budget.forget("m")
-    assert budget.next("m") == 512
 
 
 @pytest.mark.parametrize("fixed", [1, 1000, 1024])
@@ -228,13 +276,20 @@ def test_whatever_it_is_told_it_gives_its_candidates_alone(
 
 
 @given(
-    rates=strategies.lists(strategies.floats(1.0, 10_000.0), min_size=7, max_size=7),
+    peak=strategies.integers(0, len(CANDIDATES) - 1),
+    falls=strategies.lists(strategies.floats(0.5, 0.999), min_size=7, max_size=7),
 )
-@settings(max_examples=200, deadline=None, derandomize=True)
-def test_any_curve_settles_and_no_neighbour_is_clearly_better(rates: list[float]) -> None:
-    """A narrow peak far off may be missed; a larger neighbour that gains 3 %, never."""
-    rate = dict(zip(CANDIDATES, rates, strict=True))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_on_any_curve_with_one_peak_it_is_the_smallest_within_three_percent_of_it(
+    peak: int, falls: list[float]
+) -> None:
+    shares = [1.0] * len(CANDIDATES)
+    for place in range(peak + 1, len(CANDIDATES)):
+        shares[place] = shares[place - 1] * falls[place]
+    for place in reversed(range(peak)):
+        shares[place] = shares[place + 1] * falls[place]
+    rate = {budget: 1000 * share for budget, share in zip(CANDIDATES, shares, strict=True)}
     chosen = settle(StepBudget(), rate.__getitem__)
-    assert chosen is not None
-    larger = [rate[candidate] for candidate in CANDIDATES if candidate == 2 * chosen]
-    assert all(rate[chosen] >= 0.97 * other * (1 - 1e-9) for other in larger)
+    good = [budget for budget in CANDIDATES if rate[budget] >= 970]
+    assert chosen in good
+    assert chosen == good[0] or rate[chosen // 2] < 970.001

@@ -33,7 +33,7 @@ def test_a_backlog_tries_every_candidate_and_settles_on_one() -> None:
     budget = StepBudget(CANDIDATES)
     sizes: list[int] = []
     lane = Lane(run, budget, on_step=lambda step, seconds, done: sizes.append(step.num_tokens))
-    finish(lane, num_sequences=4000, cost=16)
+    finish(lane, num_sequences=12_000, cost=16)
     lane.stop(PATIENCE_S)
     assert set(CANDIDATES) <= set(sizes)
     assert budget.settled("m") in CANDIDATES
