@@ -21,6 +21,9 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=scripts/setup_venv.sh
 . scripts/setup_venv.sh
+# Python compiles what is imported and keeps it; pip would compile all of it, for minutes.
+export PIP_NO_COMPILE=1
+unset PYTHONDONTWRITEBYTECODE
 setup_venv dev,clients
 bin="$(dirname "$VENV_PYTHON")"
 

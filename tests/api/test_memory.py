@@ -32,7 +32,7 @@ def mixed_requests(rng: random.Random, count: int) -> list[tuple[dict[str, Any],
     """Bodies, some of them bad, and for some a time after which the client leaves."""
     requests: list[tuple[dict[str, Any], float | None]] = []
     for i in range(count):
-        texts = [text(rng) for _ in range(min(64, int(rng.paretovariate(1))))]
+        texts = [text(rng) for _ in range(min(32, int(rng.paretovariate(1.5))))]
         body: dict[str, Any] = {"input": texts}
         if i % 10 == 1:
             body |= rng.choice(
@@ -45,7 +45,7 @@ def mixed_requests(rng: random.Random, count: int) -> list[tuple[dict[str, Any],
 
 
 def text(rng: random.Random) -> str:
-    num_words = min(200, int(rng.lognormvariate(2.5, 1)))
+    num_words = min(200, int(rng.lognormvariate(2, 1)))
     return " ".join(f"w{rng.randrange(NUM_WORDS)}" for _ in range(num_words))
 
 
