@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 from tests.api.fake_engine import FakeServer, serve_fake, until
 from tests.servers import Server, start_server
 
-LONG = " ".join(["word"] * 254)  # with special tokens, all that the stand-in takes
-ENDLESS = {"input": [LONG] * 1_000}  # a minute of work and more
-SECONDS = {"input": [LONG] * 40}  # a few
+
+def long_texts(num: int) -> dict[str, list[str]]:
+    """A request of texts as long as the stand-in takes. No two alike: equals are computed once."""
+    return {"input": [f"{i} " + "word " * 254 for i in range(num)]}
+
+
+ENDLESS = long_texts(1_000)  # a minute of work and more
+SECONDS = long_texts(100)  # a few
 
 
 @pytest.fixture
@@ -59,9 +64,16 @@ def waits(server: Server | FakeServer) -> bool:
 def send_without_reading(server: Server, body: Any) -> socket.socket:
     """A request whose answer nobody reads yet."""
     content = json.dumps(body).encode()
-    head = f"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection = send_head(server, len(content))
+    connection.sendall(content)
+    return connection
+
+
+def send_head(server: Server, num_bytes: int) -> socket.socket:
+    """A request whose body is still to come."""
+    head = f"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    connection.sendall(head.encode() + content)
+    connection.sendall(head.encode())
     return connection
 
 
@@ -158,16 +170,22 @@ def test_10_000_texts_in_one_request_come_back_in_order(stand_in_server: Server)
     np.testing.assert_allclose(got[list(sample)], alone, atol=1e-5)
 
 
-def test_sigterm_finishes_the_running_request_and_refuses_new_ones(empty: str) -> None:
+def test_sigterm_finishes_admitted_requests_and_refuses_new_ones(empty: str) -> None:
+    body = b'{"input": "a"}'
     with start_server(EMBEDDING_MODELS_DIR=empty) as server, ThreadPoolExecutor(1) as pool:
-        running = pool.submit(server.embed, SECONDS)
-        until(lambda: waits(server))
-        server.process.send_signal(signal.SIGTERM)
-        until(lambda: reports(server, 503, status="draining"))
-        refused = server.embed({"input": "a"})
-        assert refused.status_code == 503
-        assert refused.json() == {"error": "the server is shutting down"}
-        assert vectors(running.result()).shape == (40, 384)
+        with send_head(server, len(body)) as sending:
+            until(lambda: reports(server, 200, open_jobs=1))
+            running = pool.submit(server.embed, SECONDS)
+            until(lambda: waits(server))
+            server.process.send_signal(signal.SIGTERM)
+            # However fast the machine: as long as one request is being sent, the server stays.
+            until(lambda: reports(server, 503, status="draining"))
+            refused = server.embed({"input": "a"})
+            assert refused.status_code == 503
+            assert refused.json() == {"error": "the server is shutting down"}
+            sending.sendall(body)
+            assert sending.recv(12) == b"HTTP/1.1 200"
+        assert vectors(running.result()).shape == (100, 384)
         assert server.process.wait(60) == 0
         assert "Traceback" not in server.log()
 
