@@ -18,7 +18,7 @@ _DEFAULTS = {
     # How long a compute thread spins at a barrier before it sleeps. With libgomp's own 300,000
     # rounds (milliseconds) the spinner keeps the very core that the thread it waits for needs.
     # bench/results/contention-bge-small.json and docs/log.md have both sides of it.
-    "GOMP_SPINCOUNT": "4000",
+    "GOMP_SPINCOUNT": "8000",
     # oneDNN, and PyTorch's layer above it, each keep code for the last 1,024 shapes, and every
     # number of tokens in a step is three new ones at 0.6 ms and 0.5 to 0.9 MB: 128 bound the memory
     # that they take to about 100 MB (docs/log.md).
