@@ -2,8 +2,9 @@
 
 Each job's sequences keep their own place in the plan, so nobody waits for another's turn: when one
 of several equals has been computed, the others have their row and are passed over when they come
-up; one that comes up while its equal runs rides along. Keys say what is equal. Needs the lane's
-lock. Invariant: a sequence is registered until it has its row or its job has ended.
+up. One that comes up while its equal runs rides along, but within that very step it is computed
+once more: it is urgent, and would wait for the end of a long step. Keys say what is equal. Needs
+the lane's lock. Invariant: a sequence is registered until it has its row or its job has ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from batcher.job import Job
 
 Member = tuple[Job, int]
 _Key = tuple[Hashable, Hashable]  # group, the sequence's own key
+_Flight = tuple[Member, list[Member]]  # what runs, and those that ride along
 
 
 class Flights:
@@ -22,14 +24,14 @@ class Flights:
     def __init__(self, num_shared: int = 0) -> None:
         self.num_shared = num_shared
         self._waiting: dict[_Key, dict[Member, None]] = {}  # registered, running ones included
-        self._riders: dict[_Key, list[Member]] = {}  # by the key of what runs: those taken too
+        self._running: dict[_Key, _Flight] = {}
 
     def add(self, job: Job) -> None:
         """Register a job's sequences; one without keys shares nothing."""
         for index, key in enumerate(job.keys or ()):
             self._waiting.setdefault((job.group, key), {})[job, index] = None
 
-    def begin(self, members: list[Member]) -> list[Member]:
+    def begin(self, members: list[Member], may_ride: bool = True) -> list[Member]:
         """Those of a step's members that must be computed."""
         computed = []
         for member in members:
@@ -39,10 +41,12 @@ class Flights:
             key = _key_of(member)
             if key is None:
                 computed.append(member)
-            elif key in self._riders:
-                self._riders[key].append(member)
+            elif key not in self._running:
+                self._running[key] = member, []
+                computed.append(member)
+            elif may_ride or self._running[key][0] in computed:
+                self._running[key][1].append(member)
             else:
-                self._riders[key] = []
                 computed.append(member)
         return computed
 
@@ -51,7 +55,7 @@ class Flights:
         key = _key_of(member)
         if key is None:
             return [member]
-        self._riders.pop(key, None)
+        self._running.pop(key, None)
         equals = self._waiting.pop(key, {}) | {member: None}
         self.num_shared += len(equals) - 1
         return list(equals)
@@ -59,7 +63,9 @@ class Flights:
     def failed(self, member: Member) -> list[Member]:
         """Itself and those that rode along; equals that still wait will be tried on their own."""
         key = _key_of(member)
-        return [member] if key is None else [member, *self._riders.pop(key, [])]
+        if key is None or key not in self._running or self._running[key][0] != member:
+            return [member]
+        return [member, *self._running.pop(key)[1]]
 
     def drop(self, job: Job) -> None:
         """A job has ended before all its rows came."""
@@ -72,7 +78,7 @@ class Flights:
 
     def __len__(self) -> int:
         """Keys that are registered: none once no job is open."""
-        return len(self._waiting) + len(self._riders)
+        return len(self._waiting) + len(self._running)
 
 
 def _key_of(member: Member) -> _Key | None:

@@ -75,4 +75,5 @@ class Job:
         self.ended = True
         self.error = error
         self.ended_at = time.perf_counter()
+        self.started_at = self.started_at or self.ended_at  # an equal gave all its rows
         self.on_end()

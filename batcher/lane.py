@@ -211,7 +211,7 @@ class Lane:
         now = time.perf_counter()
         for job in dict.fromkeys(job for job, _ in step.members):
             job.started_at = job.started_at or now
-        members = self._jobs.begin(step.members)
+        members = self._jobs.begin(step.members, may_ride=not self._running)
         if not members:
             return None
         is_whole = len(members) == len(step.members)

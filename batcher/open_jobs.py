@@ -35,16 +35,17 @@ class OpenJobs:
         self._flights.add(job)
         self._open[job] = None
 
-    def begin(self, members: list[Member]) -> list[Member]:
-        """Those of a step's members that must be computed."""
-        return self._flights.begin(members)
+    def begin(self, members: list[Member], may_ride: bool) -> list[Member]:
+        """Those of a step's members that must be computed; `may_ride`: unless an equal runs."""
+        return self._flights.begin(members, may_ride)
 
     def hand_out(self, members: Sequence[Member], outcomes: Sequence[Any]) -> None:
         """Rows and failures of what was computed, to all who wait for them."""
         for member, outcome in zip(members, outcomes, strict=True):
             if isinstance(outcome, StepFailed):
-                for job, _ in self._flights.failed(member):
-                    self.end(job, outcome)
+                for job, index in self._flights.failed(member):
+                    if not job.ended and not job.has_row(index):
+                        self.end(job, outcome.of(job.places[index]))
                 continue
             for job, index in self._flights.done(member):
                 if not job.ended and not job.has_row(index):

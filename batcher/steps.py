@@ -26,9 +26,17 @@ def is_memory_error(error: BaseException) -> bool:
 class StepFailed(Exception):
     """The forward of this job's step raised; the cause is chained and logged, never shown."""
 
+    def of(self, place: int) -> StepFailed:
+        """As the job is told whose sequence it counts by `place`."""
+        return self
+
 
 class RowFailed(StepFailed):
-    """One sequence has no answer; the text, for the caller, names it."""
+    """One sequence has no answer, for a reason that may be told."""
+
+    def of(self, place: int) -> StepFailed:
+        """Equal sequences stand in different places of their requests."""
+        return RowFailed(f"input {place}: {self}")
 
 
 class StepRunner:
@@ -58,7 +66,7 @@ class StepRunner:
         except Exception as raised:
             error = raised
         if error is None:
-            return [_row_of(row, member) for row, member in zip(rows, members, strict=True)]
+            return _checked(rows, members)
         if not self._is_out_of_memory(error):
             return self._all_failed(members, error)
         del error  # with its traceback go the tensors of the failed try
@@ -70,8 +78,7 @@ class StepRunner:
         self._free()
         if len(members) == 1:
             log.error("no memory for one sequence of %d tokens", _num_tokens(members))
-            reason = "the model has not enough memory for it"
-            return [RowFailed(f"input {_place(members[0])}: {reason}")]
+            return [RowFailed("the model has not enough memory for it")]
         log.warning(
             "no memory for a step of %d sequences, %d tokens: it runs again in halves",
             len(members),
@@ -85,7 +92,7 @@ class StepRunner:
         ]
 
     def _all_failed(self, members: Sequence[Member], error: Exception) -> list[Any]:
-        lengths = sorted(job.costs[index] for job, index in members)
+        lengths = _lengths(members)
         log.error(
             "a step of %d sequences, tokens %s, failed", len(members), lengths, exc_info=error
         )
@@ -94,16 +101,22 @@ class StepRunner:
         return [failure] * len(members)
 
 
-def _row_of(row: Any, member: Member) -> Any:
-    if not isinstance(row, Exception):
-        return row
-    log.error("input %d of a request failed: %s", _place(member), row)
-    return RowFailed(f"input {_place(member)}: {row}")
+def _checked(rows: Sequence[Any], members: Sequence[Member]) -> list[Any]:
+    """Failures in rows' places are logged once a step: a broken model may have nothing else."""
+    failed = [place for place, row in enumerate(rows) if isinstance(row, Exception)]
+    if failed:
+        log.error(
+            "%d of a step's %d sequences failed, tokens %s: %s",
+            len(failed),
+            len(members),
+            _lengths([members[place] for place in failed]),
+            rows[failed[0]],
+        )
+    return [RowFailed(str(row)) if isinstance(row, Exception) else row for row in rows]
 
 
-def _place(member: Member) -> int:
-    job, index = member
-    return job.places[index]
+def _lengths(members: Sequence[Member]) -> list[int]:
+    return sorted(job.costs[index] for job, index in members)
 
 
 def _num_tokens(members: Sequence[Member]) -> int:

@@ -85,6 +85,8 @@ def test_one_that_waits_gets_the_row_of_one_that_runs(lane: Lane, gate: Gate) ->
     gate.end()
     assert first.rows() == second.rows() == ["A"]
     assert gate.steps == [["a"]]
+    for job in (first.job, second.job):
+        assert job.queued_at <= job.started_at <= job.ended_at
 
 
 def test_a_query_does_not_wait_for_its_equal_at_the_end_of_a_bulk_job(
@@ -152,9 +154,64 @@ def test_a_failure_reaches_who_rode_along_and_nobody_else(lane: Lane, gate: Gate
     assert later.rows() == ["A"]
 
 
+def test_who_rode_along_is_told_its_own_place_in_its_own_request() -> None:
+    began, may_end = threading.Event(), threading.Event()
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[Any]:
+        began.set()
+        assert may_end.wait(PATIENCE_S)
+        return [ValueError("bad") if payload == "c" else payload for payload in payloads]
+
+    lane = Lane(run, 10)
+    busy = Waiting(lane, "x")
+    assert began.wait(PATIENCE_S)
+    bulk, rider = Waiting(lane, *"abc"), Waiting(lane, "c")
+    may_end.set()
+    assert busy.rows() == ["x"]
+    for job, text in ((bulk, "input 2: bad"), (rider, "input 0: bad")):
+        assert job.ended.wait(PATIENCE_S)
+        assert str(job.job.error) == text
+    assert lane.stop(PATIENCE_S)
+
+
+@pytest.mark.parametrize("outer_fails", [False, True])
+@pytest.mark.parametrize("nested_fails", [False, True])
+def test_a_query_whose_equal_runs_in_a_long_step_neither_waits_for_it_nor_fails_with_it(
+    outer_fails: bool, nested_fails: bool
+) -> None:
+    lanes: list[Lane] = []
+    queries: list[Waiting] = []
+
+    def run(group: Hashable, payloads: list[str], pause: Pause | None) -> list[str]:
+        if pause is None:
+            if nested_fails:
+                raise RuntimeError("no")
+            return [payload.upper() for payload in payloads]
+        queries.append(Waiting(lanes[0], "c"))
+        pause()
+        assert queries[0].ended.is_set()
+        if outer_fails:
+            raise RuntimeError("no")
+        return [payload.upper() for payload in payloads]
+
+    lane = Lane(run, 10, max_urgent_tokens=1)
+    lanes.append(lane)
+    bulk = Waiting(lane, *"abcde")
+    assert bulk.ended.wait(PATIENCE_S)
+    assert lane.stop(PATIENCE_S)
+    assert lane.num_yields == 1
+    assert (bulk.job.error is not None) == outer_fails
+    assert (queries[0].job.error is not None) == nested_fails
+    if not outer_fails:
+        assert bulk.job.rows == list("ABCDE")
+    if not nested_fails:
+        assert queries[0].job.rows == ["C"]
+    assert len(lane._jobs._flights) == 0
+
+
 SCRIPT = st.lists(
     st.tuples(
-        st.sampled_from(["add", "step", "fail", "cancel"]),
+        st.sampled_from(["add", "step", "fail", "nest", "cancel"]),
         st.lists(st.sampled_from("abc"), min_size=1, max_size=4),
     ),
     max_size=30,
@@ -174,12 +231,20 @@ def test_any_schedule_leaves_nothing_behind_and_mixes_nothing_up(
         if job.num_missing:
             flights.drop(job)
 
-    def step(fails: bool) -> None:
+    def step(fails: bool, nested_fails: bool | None = None) -> None:
+        """`nested_fails`: of a step of others, taken from the end, within this one; None: none."""
         waiting = [(j, i) for j in jobs if not j.ended for i in range(len(j.rows))]
-        for member in flights.begin([m for m in waiting if not m[0].has_row(m[1])][:5]):
+        missing = [m for m in waiting if not m[0].has_row(m[1])]
+        running = flights.begin(missing[:5])
+        if nested_fails is not None:
+            finish(flights.begin(missing[5:][-2:], may_ride=False), nested_fails)
+        finish(running, fails)
+
+    def finish(members: list[tuple[Job, int]], fails: bool) -> None:
+        for member in members:
             if fails:
-                for job, _ in flights.failed(member):
-                    if not job.ended:
+                for job, index in flights.failed(member):
+                    if not job.ended and not job.has_row(index):
                         end(job)
                 continue
             for job, index in flights.done(member):
@@ -196,6 +261,8 @@ def test_any_schedule_leaves_nothing_behind_and_mixes_nothing_up(
         elif what == "cancel":
             for job in [job for job in jobs if not job.ended][:1]:
                 end(job)
+        elif what == "nest":
+            step("a" in payloads, "b" in payloads)
         else:
             step(what == "fail")
     while any(not job.ended for job in jobs):

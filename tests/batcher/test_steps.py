@@ -62,7 +62,7 @@ def test_one_too_large_alone_fails_alone(caplog: pytest.LogCaptureFixture) -> No
     rows = runner(Fallible(room=3)).run("m", members_of("a", "toolarge", "c"), None)
     assert (rows[0], rows[2]) == ("A", "C")
     assert isinstance(rows[1], RowFailed)
-    assert str(rows[1]) == "input 1: the model has not enough memory for it"
+    assert str(rows[1].of(1)) == "input 1: the model has not enough memory for it"
 
 
 def test_any_other_error_fails_the_step_and_is_logged_once_with_its_shapes(
@@ -74,13 +74,24 @@ def test_any_other_error_fails_the_step_and_is_logged_once_with_its_shapes(
     assert len(model.tries) == 1
     assert all(type(row) is StepFailed for row in rows)
     assert "secret" not in str(rows[0])
+    (record,) = caplog.records
+    assert record.getMessage() == "a step of 2 sequences, tokens [1, 5], failed"
+    assert record.exc_info is not None
+    assert "secret" in str(record.exc_info[1])
 
 
-def test_a_bad_row_fails_itself_alone() -> None:
-    rows = runner(Fallible()).run("m", members_of("a", "nan", "c"), None)
+def test_bad_rows_fail_alone_and_are_logged_once_with_their_shapes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = runner(Fallible()).run("m", members_of("a", "nan", "c", "nan"), None)
     assert (rows[0], rows[2]) == ("A", "C")
-    assert isinstance(rows[1], RowFailed)
-    assert str(rows[1]) == "input 1: is not a number"
+    for place in (1, 3):
+        assert isinstance(rows[place], RowFailed)
+        assert str(rows[place].of(7)) == "input 7: is not a number"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "2 of a step's 4 sequences failed, tokens [3, 3]: is not a number"
+    )
 
 
 def test_the_failed_try_is_not_kept_alive_while_halves_run() -> None:
