@@ -5,6 +5,7 @@ Bad input becomes a BadRequest that says what is wrong; it never costs more than
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from typing import Any, TypeVar
@@ -13,13 +14,16 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from api.deadline import Deadline, given_up_at
 from api.errors import ApiError, BadRequest
+from api.service import Service
 
 T = TypeVar("T", bound=BaseModel)
 
 # A refused body is read on and thrown away up to this many times the limit, so that the client gets
 # to read the answer instead of a reset connection.
 _MAX_DISCARDED = 16
+MAX_BODY_S = 300.0  # whoever has begun a body holds one of the queue's places
 _MAX_FAULTS = 5  # of a body, told
 
 
@@ -49,7 +53,20 @@ def check(value: dict[str, Any], kind: type[T]) -> T:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """At most `max_bytes` are held. Raises 413 beyond that."""
+    """At most `max_bytes` are held. Raises 413 beyond that, 408 for one that does not come to its
+    end, and 503 when the request's own timeout has passed before."""
+    service: Service = request.app.state.service
+    deadline: Deadline | None = request.scope["state"].get("deadline")
+    ends_at = asyncio.get_running_loop().time() + MAX_BODY_S
+    async with service.in_time(deadline), given_up_at(ends_at, _stalled):
+        return await _read_on(request, max_bytes)
+
+
+def _stalled() -> ApiError:
+    return ApiError(408, f"the body was not there after {MAX_BODY_S:g} s")
+
+
+async def _read_on(request: Request, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():

@@ -54,15 +54,16 @@ def _seconds(header: str) -> float:
     return seconds
 
 
+def too_late(deadline: Deadline, retry_after_s: int) -> ApiError:
+    """What a request is told that was given up."""
+    message = f"not done within {deadline.timeout_s:g} s ({deadline.source})"
+    return ApiError(503, message, {"Retry-After": str(retry_after_s)})
+
+
 @contextlib.asynccontextmanager
-async def given_up_at(
-    deadline: Deadline | None, retry_after_s: Callable[[], int]
-) -> AsyncIterator[None]:
-    """Cancel the body of this block when the time has come; then raise 503."""
-    if deadline is None:
-        yield
-        return
-    worker = asyncio.current_task()
+async def given_up_at(ends_at: float, late: Callable[[], ApiError]) -> AsyncIterator[None]:
+    """Cancel the body of this block when the loop's time has come; then raise `late()`."""
+    loop, worker = asyncio.get_running_loop(), asyncio.current_task()
     assert worker is not None
     has_passed = False
 
@@ -71,19 +72,14 @@ async def given_up_at(
         has_passed = True
         worker.cancel()
 
-    if deadline.left_s() <= 0:
-        raise _too_late(deadline, retry_after_s())
-    timer = asyncio.get_running_loop().call_at(deadline.ends_at, give_up)
+    if ends_at <= loop.time():
+        raise late()
+    timer = loop.call_at(ends_at, give_up)
     try:
         yield
     except asyncio.CancelledError:
         if has_passed:
-            raise _too_late(deadline, retry_after_s()) from None
+            raise late() from None
         raise
     finally:
         timer.cancel()
-
-
-def _too_late(deadline: Deadline, retry_after_s: int) -> ApiError:
-    message = f"not done within {deadline.timeout_s:g} s ({deadline.source})"
-    return ApiError(503, message, {"Retry-After": str(retry_after_s)})

@@ -22,6 +22,8 @@ from api.service import Service
 
 log = logging.getLogger("embedding")
 
+_ANSWER_S = 1.0  # for rows that are there to become an answer
+
 
 def drain_on_signals(service: Service) -> Callable[[int], None]:
     """SIGTERM or SIGINT: refuse new requests, let running ones finish, then stop uvicorn with 0.
@@ -74,7 +76,20 @@ async def _drain(service: Service, server: uvicorn.Server) -> None:
         await asyncio.sleep(0.02)
     if service.lane is not None:
         await asyncio.to_thread(service.lane.stop, 0.0)
+    await _give_up(service)
     _stop(server, 0)
+
+
+async def _give_up(service: Service) -> None:
+    """Those whose jobs the lane has just failed get their answer; whoever waits for something else,
+    a model or the rest of a body, is cancelled, and told the same (api/middleware.py)."""
+    deadline = time.monotonic() + _ANSWER_S
+    while service.unanswered and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    for task in list(service.unanswered):
+        task.cancel()
+    while service.unanswered and time.monotonic() < deadline + _ANSWER_S:
+        await asyncio.sleep(0.02)
 
 
 def _stop(server: uvicorn.Server, code: int) -> None:

@@ -65,6 +65,7 @@ _ERRORS: dict[int | str, str] = {
     400: "bad input: the text names field and limit",
     401: "an API key is set and this request has another or none",
     404: "unknown model",
+    408: "the body did not come to its end",
     413: "body too large",
     429: "the queue is full, or the request cannot be done in time; Retry-After tells when to ask "
     "again, in seconds",

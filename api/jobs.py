@@ -219,11 +219,11 @@ async def _rows(
 ) -> tuple[list[Any], Job]:
     """A row a sequence; the job computed those that the cache did not have."""
     cache, loaded = service.row_cache, serving.resident.loaded
-    keys = await _computed(service, len(tokens), lambda: [each.key() for each in tokens])
+    keys = await _computed(len(tokens), lambda: [each.key() for each in tokens])
     rows = cache.find(loaded, keys) if cache.is_on else [None] * len(tokens)
     places = [place for place, row in enumerate(rows) if row is None]
     missing = [tokens[place] for place in places]
-    costs = await _computed(service, len(missing), lambda: list(serving.model.costs(missing)))
+    costs = await _computed(len(missing), lambda: list(serving.model.costs(missing)))
     alone = [len(t.ids) for t in missing]
     job = Job(serving.resident, missing, costs, alone, [keys[place] for place in places], places)
     try:
@@ -239,8 +239,6 @@ async def _rows(
     return rows, job
 
 
-async def _computed(service: Service, num_tokens: int, work: Callable[[], list[T]]) -> list[T]:
-    """On a thread where there are many."""
-    if num_tokens <= _MANY:
-        return work()
-    return await asyncio.get_running_loop().run_in_executor(service.tokenizer_thread, work)
+async def _computed(num_sequences: int, work: Callable[[], list[T]]) -> list[T]:
+    """On a thread where there are many; not the tokenizer's, where others' texts would wait."""
+    return work() if num_sequences <= _MANY else await asyncio.to_thread(work)

@@ -134,7 +134,9 @@ class _State:
             )
             yield GaugeMetricFamily("embedding_queue_jobs", "Jobs that wait", lane.num_waiting_jobs)
             yield CounterMetricFamily(
-                "embedding_cancelled", "Jobs whose client left first", lane.num_cancelled
+                "embedding_cancelled",
+                "Jobs withdrawn: their client left, or their time was up",
+                lane.num_cancelled,
             )
         if service.admission is not None:
             admission = service.admission

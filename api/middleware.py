@@ -5,10 +5,13 @@ Plain ASGI, so that streaming, disconnects and errors pass through untouched.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,17 +42,26 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
+        task = asyncio.current_task()
+        assert task is not None
+        exchange = _Exchange(scope, send, on_start=partial(self._service.unanswered.discard, task))
         self._service.num_requests += 1
+        self._service.unanswered.add(task)
         try:
             await self._app(scope, receive, exchange.send)
         except (ClientLeft, ClientDisconnect):
             pass  # nobody is there to be answered
+        except asyncio.CancelledError:
+            refusal = self._service.refusal
+            if exchange.status is not None or refusal is None:
+                raise
+            await answer(refusal, scope)(scope, receive, exchange.send)  # given up while draining
         except Exception as error:
             if exchange.status is not None:
                 raise
             await answer(error, scope)(scope, receive, exchange.send)
         finally:
+            self._service.unanswered.discard(task)
             self._service.num_requests -= 1
             self._service.num_answered += 1
             self._record(exchange)
@@ -70,7 +82,8 @@ class RequestFrame:
 class _Exchange:
     """One request and what has become known of its answer."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, on_start: Callable[[], None]) -> None:
+        self._on_start = on_start
         self._start = time.perf_counter()
         self._scope = scope
         self._send = send
@@ -85,6 +98,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._on_start()
             headers = self._headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
             headers["x-total-time"] = f"{self.seconds() * 1e3:.2f}"

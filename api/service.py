@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 
 from api.catalog import Catalog, Entry
-from api.deadline import Deadline, given_up_at
+from api.deadline import Deadline, given_up_at, too_late
 from api.errors import ApiError
 from api.leaving import cancelled_when_client_leaves
 from api.metrics import Metrics
@@ -141,6 +141,7 @@ class Service:
         self.tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._tokenizer_lock = threading.Lock()
         self.num_requests = 0  # being answered now
+        self.unanswered: set[asyncio.Task[Any]] = set()  # those of them without a first byte
         self.num_answered = 0
         self.row_cache = RowCache(0)
         self.metrics = Metrics(self)
@@ -150,7 +151,7 @@ class Service:
         self.catalog, self.residents, self.lane = catalog, residents, lane
         assert self.settings is not None
         max_tokens, max_jobs = self.settings.max_queue_tokens, self.settings.max_queue_jobs
-        self.admission = Admission(max_tokens, max_jobs, self.rate)
+        self.admission = Admission(max_tokens, max_jobs, self.rate, lane.max_urgent_tokens)
         self.row_cache = RowCache(self.settings.cache_bytes)
         if self.state == "starting":
             self.state, self.reason = "ready", ""
@@ -173,11 +174,16 @@ class Service:
             return f"the compute thread hangs: a step has been running for {running_s:.0f} s"
         return ""
 
+    @property
+    def refusal(self) -> ApiError | None:
+        """What requests are told while none is served."""
+        reason = self.unready_because
+        return ApiError(503, reason, {"Retry-After": "5"}) if reason else None
+
     def admit(self) -> Settings:
         """Raises 503 while no request is served."""
-        reason = self.unready_because
-        if reason:
-            raise ApiError(503, reason, {"Retry-After": "5"})
+        if refusal := self.refusal:
+            raise refusal
         assert self.settings is not None
         return self.settings
 
@@ -224,16 +230,23 @@ class Service:
         assert self.residents is not None
         assert self.lane is not None
         assert self.settings is not None
-        state, admission = request.scope["state"], self.admission
-        assert admission is not None
+        state = request.scope["state"]
         assert "place" in state, "this route is not in entrance.WORK"
         place, deadline = state["place"], state["deadline"]
         async with (
             cancelled_when_client_leaves(request),
-            given_up_at(deadline, lambda: admission.retry_after_s),
+            self.in_time(deadline),
             self.residents.lease(folder, keep_alive_s) as resident,
         ):
             yield Serving(resident, self.lane, self.settings, place, deadline)
+
+    def in_time(self, deadline: Deadline | None) -> contextlib.AbstractAsyncContextManager[None]:
+        """A block that ends with 503 when the deadline passes."""
+        if deadline is None:
+            return contextlib.nullcontext()
+        admission = self.admission
+        assert admission is not None
+        return given_up_at(deadline.ends_at, lambda: too_late(deadline, admission.retry_after_s))
 
     async def in_parts(
         self, items: Sequence[T], work: Callable[[list[T], int], Sequence[R]]

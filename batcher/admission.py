@@ -55,14 +55,21 @@ class Rate:
 
 
 class Admission:
-    """`max_jobs` are open at a time, from their first byte on, and hold `max_tokens` together."""
+    """`max_jobs` are open at a time, from their first byte on, and hold `max_tokens` together.
 
-    def __init__(self, max_tokens: int, max_jobs: int, rate: Rate) -> None:
+    Jobs of at most `max_urgent_tokens` may overtake all others.
+    """
+
+    def __init__(
+        self, max_tokens: int, max_jobs: int, rate: Rate, max_urgent_tokens: int = 0
+    ) -> None:
         self._max_tokens, self._max_jobs = max_tokens, max_jobs
+        self._max_urgent_tokens = max_urgent_tokens
         self._rate = rate
         self.num_jobs = 0
         self.num_holding = 0  # those whose tokens are counted
         self.num_tokens = 0
+        self._num_urgent_tokens = 0  # those of jobs that may overtake
         self.num_refused = 0
 
     @property
@@ -103,8 +110,11 @@ class Admission:
 
     def _check_in_time(self, own: int, within_s: float) -> None:
         """A job's share is one of as many as hold tokens: at the earliest it is done when all is,
-        or when each has had as much as it needs itself."""
+        or when each has had as much as it needs itself, or, if it may overtake, when those are done
+        that may as well."""
         ahead = min(self.num_tokens + own, own * (self.num_holding + 1))
+        if own <= self._max_urgent_tokens:
+            ahead = min(ahead, self._num_urgent_tokens + own)
         seconds = self._rate.seconds_for(ahead)
         if seconds is None or seconds <= within_s:
             return
@@ -118,8 +128,12 @@ class Admission:
 
     def _set(self, place: Place, num_tokens: int) -> None:
         self.num_tokens += num_tokens - place.num_tokens
+        self._num_urgent_tokens += self._urgent(num_tokens) - self._urgent(place.num_tokens)
         self.num_holding += bool(num_tokens) - bool(place.num_tokens)
         place.num_tokens = num_tokens
+
+    def _urgent(self, num_tokens: int) -> int:
+        return num_tokens if num_tokens <= self._max_urgent_tokens else 0
 
     def _leave(self, place: Place) -> None:
         self._set(place, 0)

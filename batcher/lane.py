@@ -99,6 +99,11 @@ class Lane:
         return self._thread.is_alive()
 
     @property
+    def max_urgent_tokens(self) -> int:
+        """Jobs of more wait their turn; 0: all do."""
+        return self._plan.max_urgent_tokens
+
+    @property
     def num_waiting_jobs(self) -> int:
         return self._plan.num_waiting_jobs
 

@@ -96,9 +96,7 @@ def measure_ways(model_name: str, num_rounds: int, ways: _Ways) -> dict[str, dic
     """Medians by way of waiting."""
     got: dict[str, list[list[float]]] = {name: [] for name in ways}
     with contextlib.ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(worker(model_name, way)) for name, way in ways.items()
-        }
+        workers = {name: stack.enter_context(worker(model_name, way)) for name, way in ways.items()}
         for _ in range(num_rounds):
             for name, process in workers.items():
                 got[name].append(ask(process))

@@ -13,12 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from batcher.admission import MAX_RETRY_S, Admission, Overloaded, Place, Rate
 
 
-def admission_of(max_tokens: int = 100, max_jobs: int = 10, rate: float = 0) -> Admission:
+def admission_of(
+    max_tokens: int = 100, max_jobs: int = 10, rate: float = 0, max_urgent_tokens: int = 0
+) -> Admission:
     """`rate` in tokens a second; 0: nothing is measured."""
     measured = Rate()
     if rate:
         measured.count(1000, 1000 / rate)
-    return Admission(max_tokens, max_jobs, measured)
+    return Admission(max_tokens, max_jobs, measured, max_urgent_tokens)
 
 
 def enter_all(admission: Admission, held: Sequence[int]) -> list[Place]:
@@ -211,15 +213,39 @@ def test_the_rate_follows_a_machine_that_has_become_slower() -> None:
     assert rate.seconds_for(100) == pytest.approx(1.0, rel=0.2)
 
 
+# Others' tokens, own ones, the urgent limit, and seconds it takes at least at 100 tokens a second.
+OVERTAKING = [
+    ([3200] * 8, 20, 64, 0.2),  # a query beside an import: it goes before all of it
+    ([3200] * 8, 20, 0, 1.8),  # unless nobody may
+    ([3200] * 8, 80, 64, 7.2),
+    ([3200, 60, 60], 64, 64, 1.84),  # it does not go before those that may go before others too
+    ([30], 20, 64, 0.4),  # nor is it done later than by its share
+]
+
+
+@pytest.mark.parametrize(("held", "own", "max_urgent_tokens", "seconds"), OVERTAKING)
+def test_who_may_overtake_is_refused_only_if_that_does_not_help(
+    held: list[int], own: int, max_urgent_tokens: int, seconds: float
+) -> None:
+    admission = admission_of(10**6, rate=100, max_urgent_tokens=max_urgent_tokens)
+    places = enter_all(admission, held)
+    with pytest.raises(Overloaded, match=rf"it would take about {seconds} s, "):
+        admission.enter().hold(own, seconds * 0.99)
+    admission.enter().hold(own, seconds * 1.01)
+    for place in places:
+        place.leave()
+    admission.enter().hold(own, 2 * own / 100 * 1.01)
+
+
 class Comings(RuleBasedStateMachine):
     """Any requests, in any order, that end in any way."""
 
-    MAX_TOKENS, MAX_JOBS = 50, 4
+    MAX_TOKENS, MAX_JOBS, MAX_URGENT = 50, 4, 8
 
     def __init__(self) -> None:
         super().__init__()
         self.rate = Rate()
-        self.admission = Admission(self.MAX_TOKENS, self.MAX_JOBS, self.rate)
+        self.admission = Admission(self.MAX_TOKENS, self.MAX_JOBS, self.rate, self.MAX_URGENT)
         self.places: list[Place] = []
 
     @rule()
@@ -271,6 +297,8 @@ class Comings(RuleBasedStateMachine):
     def never_more_than_the_limits(self) -> None:
         holding = [place for place in self.places if place.num_tokens]
         assert counts(self.admission) == (len(self.places), len(holding), self.num_held())
+        urgent = [place for place in holding if place.num_tokens <= self.MAX_URGENT]
+        assert self.admission._num_urgent_tokens == sum(place.num_tokens for place in urgent)
         assert len(self.places) <= self.MAX_JOBS
         assert self.num_held() <= self.MAX_TOKENS or len(holding) == 1
 
