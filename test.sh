@@ -30,6 +30,8 @@ bin="$(dirname "$VENV_PYTHON")"
 # What a shell happens to export must not change what is tested.
 unset "${!EMBEDDING_@}" HF_ENDPOINT HF_TOKEN HF_HUB_OFFLINE TRANSFORMERS_OFFLINE
 export PATH="$bin:$PATH"
+# Several models compute at once here: a thread that waits must not keep a core from the others.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 if [ "$#" -gt 0 ]; then
     exec "$VENV_PYTHON" -m pytest "$@"

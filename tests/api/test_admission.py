@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.entrance import WORK
 from batcher.admission import Admission
 from embedding import _DIALECTS
+from tests.api.connections import send
 from tests.api.error_shapes import dialect_by_path, fault_of
 from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
 from tests.api.fake_models import TIMEOUT_S, write_model
@@ -189,8 +190,9 @@ def test_refusals_end_when_the_queue_has_drained(sender: ThreadPoolExecutor) -> 
 def test_a_client_that_leaves_frees_its_place(sender: ThreadPoolExecutor) -> None:
     with serve_fake(max_queue_jobs=2, max_queue_tokens=20) as server:
         with server.held_lane():
-            with server.client() as client, pytest.raises(httpx.TimeoutException):
-                client.post("/api/embed", json={"input": "abcdefghij"}, timeout=0.2)
+            with send(server.url, {"input": "abcdefghij"}):
+                server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+                assert admission_of(server).num_tokens == 6 + 12
             until(lambda: admission_of(server).num_jobs == 1)
             assert admission_of(server).num_tokens == 6
             next_one = waits(server, sender, 1, ["abcdefghij"])

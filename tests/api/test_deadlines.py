@@ -54,7 +54,8 @@ def test_what_is_done_in_time_is_answered(server: FakeServer, timeout: str) -> N
 
 
 def test_what_waits_too_long_is_withdrawn_and_told_to_come_again(server: FakeServer) -> None:
-    assert server.service.lane is not None
+    lane = server.service.lane
+    assert lane is not None
     with server.held_lane():
         for path, body in (
             ("/api/embed", {"input": ["abc", "de"]}),
@@ -62,15 +63,26 @@ def test_what_waits_too_long_is_withdrawn_and_told_to_come_again(server: FakeSer
             ("/embed", {"inputs": "abc"}),
             ("/rerank", {"query": "a", "documents": ["b"]}),
         ):
-            answer = server.post(path, body, **within(SOON))
-            fault = fault_of(answer, dialect_by_path(path), 503)
-            assert fault.text == "not done within 0.2 s (x-request-timeout)"
-            assert int(answer.headers["retry-after"]) >= 1
-        assert server.service.lane.num_waiting_jobs == 0
-        assert server.service.lane.num_cancelled == 4
+            assert is_given_up_on_the_lane(server, path, body), path
+            assert lane.num_waiting_jobs == 0
     until_empty(server)
     assert server.engine.steps == [(NAME, 1)], "nothing but what held the lane was computed"
     assert server.embed({"input": "abc"}, **within(NEVER)).status_code == 200
+
+
+def is_given_up_on_the_lane(server: FakeServer, path: str, body: dict[str, Any]) -> bool:
+    """A machine so busy that the time ends before the job is on the lane is given more of it."""
+    lane = server.service.lane
+    assert lane is not None
+    for timeout in ("0.2", "2", "20"):
+        num_cancelled = lane.num_cancelled
+        answer = server.post(path, body, **within(timeout))
+        fault = fault_of(answer, dialect_by_path(path), 503)
+        assert fault.text == f"not done within {timeout} s (x-request-timeout)"
+        assert int(answer.headers["retry-after"]) >= 1
+        if lane.num_cancelled > num_cancelled:
+            return True
+    return False
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from api.entrance import WORK
+from tests.api.connections import send
 from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
 from tests.api.fake_models import write_model
 
@@ -45,16 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
         yield running
 
 
-def send(server: FakeServer, path: str, body: dict[str, Any]) -> socket.socket:
-    """Its answer is never read."""
-    parts = urlsplit(server.url)
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection = socket.create_connection((parts.hostname, parts.port), timeout=60)
-    connection.sendall(head.encode() + content)
-    return connection
-
-
 def num_left(server: FakeServer, path: str) -> int:
     line = f'embedding_requests_total{{route="{path}",status="499"}} '
     found = [text for text in server.get("/metrics").text.splitlines() if text.startswith(line)]
@@ -75,7 +63,7 @@ def test_what_waits_goes_with_its_client(
     until(lambda: lane.num_open_jobs == 0)
     num_cancelled, num_steps, num_told = lane.num_cancelled, lane.num_steps, num_left(server, path)
     with server.held_lane():
-        connection = send(server, path, body)
+        connection = send(server.url, body, path)
         until(lambda: lane.num_waiting_jobs == 1)
         connection.close()
         until(lambda: lane.num_waiting_jobs == 0)

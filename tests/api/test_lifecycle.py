@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.api.connections import send, send_head
 from tests.api.fake_engine import FakeServer, serve_fake, until
 from tests.servers import Server, start_server
 
@@ -59,22 +60,6 @@ def reports(server: Server | FakeServer, code: int, **words: Any) -> bool:
 def waits(server: Server | FakeServer) -> bool:
     answer = health(server)
     return answer is not None and answer.json()["waiting_jobs"] > 0
-
-
-def send_without_reading(server: Server, body: Any) -> socket.socket:
-    """A request whose answer nobody reads yet."""
-    content = json.dumps(body).encode()
-    connection = send_head(server, len(content))
-    connection.sendall(content)
-    return connection
-
-
-def send_head(server: Server, num_bytes: int) -> socket.socket:
-    """A request whose body is still to come."""
-    head = f"POST /api/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {num_bytes}\r\n\r\n"
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-    connection.sendall(head.encode())
-    return connection
 
 
 def vectors(answer: httpx.Response) -> NDArray[np.float32]:
@@ -122,9 +107,10 @@ def test_a_draining_server_refuses_new_requests_and_finishes_those_that_run(
 
 def test_clients_that_leave_while_they_wait_take_their_jobs_along(fake: FakeServer) -> None:
     with fake.held_lane():
-        for _ in range(20):
-            with fake.client() as client, pytest.raises(httpx.ReadTimeout):
-                client.post("/api/embed", json={"input": ["a", "b"]}, timeout=0.05)
+        with ExitStack() as clients:
+            for _ in range(20):
+                clients.enter_context(send(fake.url, {"input": ["a", "b"]}))
+            fake.wait_for(lambda lane: lane.num_waiting_jobs == 20)
         fake.wait_for(lambda lane: lane.num_waiting_jobs == 0)
         assert fake.service.lane is not None
         assert fake.service.lane.num_waiting_tokens == 0
@@ -134,7 +120,7 @@ def test_clients_that_leave_while_they_wait_take_their_jobs_along(fake: FakeServ
 
 
 def test_a_client_killed_mid_request_leaves_no_job(stand_in_server: Server) -> None:
-    connection = send_without_reading(stand_in_server, ENDLESS)
+    connection = send(stand_in_server.url, ENDLESS)
     until(lambda: waits(stand_in_server))
     connection.close()
     until(lambda: reports(stand_in_server, 200, waiting_jobs=0, waiting_tokens=0))
@@ -173,7 +159,7 @@ def test_10_000_texts_in_one_request_come_back_in_order(stand_in_server: Server)
 def test_sigterm_finishes_admitted_requests_and_refuses_new_ones(empty: str) -> None:
     body = b'{"input": "a"}'
     with start_server(EMBEDDING_MODELS_DIR=empty) as server, ThreadPoolExecutor(1) as pool:
-        with send_head(server, len(body)) as sending:
+        with send_head(server.url, len(body)) as sending:
             until(lambda: reports(server, 200, open_jobs=1))
             running = pool.submit(server.embed, SECONDS)
             until(lambda: waits(server))
@@ -200,7 +186,7 @@ def test_what_runs_past_the_drain_timeout_gets_503_and_the_exit_code_is_0(empty:
         ThreadPoolExecutor(2) as pool,
     ):
         jobs = [pool.submit(server.embed, ENDLESS) for _ in range(2)]
-        until(lambda: waits(server))
+        until(lambda: reports(server, 200, open_jobs=2, waiting_jobs=2))
         assert server.stop(timeout_s=15) == 0  # the limit is 0; leaving takes some seconds at most
         for job in jobs:
             assert job.result().status_code == 503
