@@ -1,12 +1,13 @@
 """How much of a lane's time urgent work may take while long steps wait for it: less than half.
 
 Knows no clock: it is told what was spent. Each second of the long work earns a part of one for the
-urgent, so that with all that changing over costs the long work keeps two fifths of its rate.
+urgent, so that with all that changing over and their requests cost the long work keeps two fifths of
+its rate.
 """
 
 from __future__ import annotations
 
-_EARNED = 0.8  # seconds of urgent work for one of long work: four parts in nine
+_EARNED = 2 / 3  # seconds of urgent work for one of long work: two parts in five
 _MAX_SAVED_S = 1.0  # of a quiet time; more would let a burst stop the long work for longer
 _MAX_DEBT_S = 10.0  # one step that took for ever must not keep the urgent out for as long
 

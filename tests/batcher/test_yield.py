@@ -184,14 +184,14 @@ def test_a_lane_that_stops_fails_both(engine: Scripted) -> None:
     assert engine.lane.num_open_jobs == 0
 
 
-def test_the_share_is_less_than_half_and_a_quiet_time_saves_little() -> None:
+def test_the_share_is_two_fifths_and_a_quiet_time_saves_little() -> None:
     share = Share()
     assert share.may_begin
     share.spend(0.3)
     assert not share.may_begin
-    share.earn(0.2)
+    share.earn(0.44)
     assert not share.may_begin
-    share.earn(0.2)
+    share.earn(0.02)
     assert share.may_begin
     share.earn(1000)
     share.spend(1.0)
@@ -203,7 +203,7 @@ def test_the_share_is_less_than_half_and_a_quiet_time_saves_little() -> None:
 def test_a_step_that_took_for_ever_is_forgiven_most_of_its_debt() -> None:
     share = Share()
     share.spend(1000)
-    share.earn(12.6)
+    share.earn(15.1)
     assert share.may_begin
 
 
