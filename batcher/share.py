@@ -1,8 +1,8 @@
 """How much of a lane's time urgent work may take while long steps wait for it: less than half.
 
 Knows no clock: it is told what was spent. Each second of the long work earns a part of one for the
-urgent, so that with all that changing over and their requests cost the long work keeps two fifths of
-its rate.
+urgent, so that with all that changing over costs, and HTTP on the same cores, the long work keeps
+two fifths of its rate.
 """
 
 from __future__ import annotations
