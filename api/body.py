@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import orjson
@@ -58,28 +59,43 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     service: Service = request.app.state.service
     deadline: Deadline | None = request.scope["state"].get("deadline")
     ends_at = asyncio.get_running_loop().time() + MAX_BODY_S
+    stream = request.stream()
     async with service.in_time(deadline), given_up_at(ends_at, _stalled):
-        return await _read_on(request, max_bytes)
+        body = await _read(stream, max_bytes)
+    if body is None:
+        async with given_up_at(ends_at, lambda: _too_large(max_bytes)):
+            await _discard(stream, max_bytes * _MAX_DISCARDED)
+        raise _too_large(max_bytes)
+    return body
+
+
+async def _read(stream: AsyncIterator[bytes], max_bytes: int) -> bytes | None:
+    """None as soon as it is larger."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in stream:
+        size += len(chunk)
+        if size > max_bytes:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _discard(stream: AsyncIterator[bytes], max_bytes: int) -> None:
+    async for chunk in stream:
+        max_bytes -= len(chunk)
+        if max_bytes < 0:
+            return
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {max_bytes} bytes (max_body_bytes)")
 
 
 def _stalled() -> ApiError:
-    return ApiError(408, f"the body was not there after {MAX_BODY_S:g} s")
-
-
-async def _read_on(request: Request, max_bytes: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= max_bytes:
-            chunks.append(chunk)
-        elif size <= max_bytes * _MAX_DISCARDED:
-            chunks.clear()
-        else:
-            break
-    if size > max_bytes:
-        raise ApiError(413, f"the body is larger than {max_bytes} bytes (max_body_bytes)")
-    return b"".join(chunks)
+    """Whoever sends a byte now and then must not keep the connection either."""
+    message = f"the body was not there after {MAX_BODY_S:g} s"
+    return ApiError(408, message, {"Connection": "close"})
 
 
 def parse_json(body: bytes) -> Any:

@@ -22,7 +22,7 @@ from api.service import Service
 
 log = logging.getLogger("embedding")
 
-_ANSWER_S = 1.0  # for rows that are there to become an answer
+_ANSWER_S = 3.0  # for rows that are there to become an answer
 
 
 def drain_on_signals(service: Service) -> Callable[[int], None]:

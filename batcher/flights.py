@@ -32,7 +32,7 @@ class Flights:
             self._waiting.setdefault((job.group, key), {})[job, index] = None
 
     def begin(self, members: list[Member], may_ride: bool = True) -> list[Member]:
-        """Those of a step's members that must be computed."""
+        """Those of a step's members that must be computed; `may_ride`: unless an equal runs."""
         computed = []
         for member in members:
             job, index = member
@@ -55,9 +55,10 @@ class Flights:
         key = _key_of(member)
         if key is None:
             return [member]
-        self._running.pop(key, None)
+        leader, _ = self._running.pop(key, (member, []))
         equals = self._waiting.pop(key, {}) | {member: None}
-        self.num_shared += len(equals) - 1
+        computed = {member, leader} & equals.keys()  # the leader too, in a step that goes on
+        self.num_shared += len(equals) - len(computed)
         return list(equals)
 
     def failed(self, member: Member) -> list[Member]:

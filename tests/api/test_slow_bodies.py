@@ -12,10 +12,10 @@ from tests.api.fake_engine import FakeServer, serve_fake, until
 FOREVER_S = 86_400
 
 
-def begin(server: FakeServer, *headers: str) -> socket.socket:
+def begin(server: FakeServer, *headers: str, length: int = 100) -> socket.socket:
     """A request whose body stays unfinished."""
     port = int(server.url.rpartition(":")[2])
-    lines = ["POST /api/embed HTTP/1.1", "Host: x", "Content-Length: 100", *headers]
+    lines = ["POST /api/embed HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers]
     connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(("\r\n".join(lines) + '\r\n\r\n{"input": ').encode())
     return connection
@@ -37,6 +37,7 @@ def test_a_body_that_stalls_is_a_408_and_frees_its_place(monkeypatch: pytest.Mon
     with serve_fake(max_queue_jobs=1) as server:
         told = answer_of(begin(server))
         assert told.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in told.lower()
         assert b'{"error":"the body was not there after 0.2 s"}' in told
         until_free(server)
         monkeypatch.undo()
@@ -57,4 +58,16 @@ def test_the_setting_counts_while_a_body_comes() -> None:
     with serve_fake(max_queue_jobs=1, request_timeout_s=0.2) as server:
         told = answer_of(begin(server, f"x-request-timeout: {FOREVER_S}"))
         assert b"not done within 0.2 s (request_timeout_s)" in told
+        until_free(server)
+
+
+def test_a_body_that_is_too_large_is_told_so_however_slowly_the_rest_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body, "MAX_BODY_S", 1.0)
+    with serve_fake(max_queue_jobs=1, max_body_bytes=1024) as server:
+        with begin(server, "x-request-timeout: 0.5", length=15_000) as connection:
+            connection.sendall(b"x" * 2_000)
+            told = connection.makefile("rb").readline()
+        assert told.startswith(b"HTTP/1.1 413")
         until_free(server)

@@ -206,6 +206,7 @@ def test_a_query_whose_equal_runs_in_a_long_step_neither_waits_for_it_nor_fails_
         assert bulk.job.rows == list("ABCDE")
     if not nested_fails:
         assert queries[0].job.rows == ["C"]
+    assert lane.num_shared == 0, "each was computed"
     assert len(lane._jobs._flights) == 0
 
 
