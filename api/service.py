@@ -22,6 +22,7 @@ from api.deadline import Deadline, given_up_at, too_late
 from api.errors import ApiError
 from api.leaving import cancelled_when_client_leaves
 from api.metrics import Metrics
+from api.parts import is_little, split
 from api.residents import Resident, Residents
 from api.row_cache import RowCache
 from batcher.admission import Admission, Place, Rate
@@ -253,14 +254,14 @@ class Service:
     ) -> AsyncIterator[Sequence[R]]:
         """`work(part, index of its first)` on the tokenizer thread, part after small part, so
         that a bulk job lets a query pass. Items are texts, pairs of texts, or lists of ids."""
-        if _is_little(items) and self._tokenizer_lock.acquire(blocking=False):
+        if is_little(items) and self._tokenizer_lock.acquire(blocking=False):
             try:  # nobody is at it: a hop to the thread and back would cost more than the work
                 rows = work(list(items), 0)
             finally:
                 self._tokenizer_lock.release()
             yield rows
             return
-        for first, part in _parts(items):
+        for first, part in split(items):
             yield await self.on_tokenizer_thread(functools.partial(work, part, first))
 
     async def on_tokenizer_thread(self, work: Callable[[], T]) -> T:
@@ -271,32 +272,3 @@ class Service:
                 return work()
 
         return await asyncio.get_running_loop().run_in_executor(self.tokenizer_thread, locked)
-
-
-_INLINE_CHARS = 1_000  # some 0.3 ms
-_PART_ITEMS = 64
-_PART_CHARS = 64_000  # about 20 ms of one core; as many ids take less
-
-
-def _parts(items: Sequence[T]) -> list[tuple[int, list[T]]]:
-    """Consecutive items with the index of each part's first."""
-    parts: list[tuple[int, list[T]]] = []
-    num_chars = 0
-    for index, item in enumerate(items):
-        length = _length(item)
-        if not parts or len(parts[-1][1]) == _PART_ITEMS or num_chars + length > _PART_CHARS:
-            parts.append((index, []))
-            num_chars = 0
-        parts[-1][1].append(item)
-        num_chars += length
-    return parts
-
-
-def _is_little(items: Sequence[Any]) -> bool:
-    return len(items) <= _PART_ITEMS and sum(map(_length, items)) <= _INLINE_CHARS
-
-
-def _length(item: Any) -> int:
-    """Characters of a text or of a pair's two, ids of a list of them."""
-    is_pair = not isinstance(item, str) and len(item) > 0 and isinstance(item[0], str)
-    return sum(map(len, item)) if is_pair else len(item)

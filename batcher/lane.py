@@ -63,6 +63,7 @@ class Lane:
             max_step_tokens = StepBudget((max_step_tokens,))
         self._budget = max_step_tokens
         self._on_start = on_start
+        self.max_urgent_tokens = max_urgent_tokens  # jobs of more wait their turn; 0: all do
         self._plan = Plan(max_urgent_tokens)
         self._jobs = OpenJobs(self._plan)
         self._changed = threading.Condition()
@@ -97,11 +98,6 @@ class Lane:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
-
-    @property
-    def max_urgent_tokens(self) -> int:
-        """Jobs of more wait their turn; 0: all do."""
-        return self._plan.max_urgent_tokens
 
     @property
     def num_waiting_jobs(self) -> int:
