@@ -16,6 +16,7 @@ import pytest
 from batcher.job import Job
 from batcher.lane import Lane, LaneClosed
 from batcher.steps import Pause, StepFailed
+from tests.batcher.trouble import LACKS_MEMORY, TROUBLES, rows_of
 
 PATIENCE_S = 30.0
 URGENT = 8
@@ -71,23 +72,16 @@ class World:
         self.lane = Lane(self.run, 50, max_urgent_tokens=URGENT)
 
     def run(self, group: Hashable, payloads: list[str], pause: Pause | None) -> list[Any]:
-        trouble = self.trouble.choice(["raise", "memory", "row", *[""] * 7])
+        trouble = self.trouble.choice([*TROUBLES, *[""] * 7])
         if {*HELD, OVERTAKES} & set(payloads):
-            trouble = "memory" if HELD[0] in payloads else ""
+            trouble = LACKS_MEMORY if HELD[0] in payloads else ""
         if HELD[0] in payloads:
             self.is_held.set()
             assert self.may_go_on.wait(PATIENCE_S)
         for _ in range(3):
             if pause is not None:
                 pause()
-        if trouble == "raise":
-            raise ValueError
-        if trouble == "memory" and len(payloads) > 1:
-            raise MemoryError
-        rows: list[Any] = [f"{group}{payload}" for payload in payloads]
-        if trouble == "row":
-            rows[0] = OverflowError("bad")
-        return rows
+        return rows_of(group, payloads, trouble)
 
     def submit(self, group: str, payloads: Sequence[str], cost: int, has_keys: bool) -> Sent:
         """Raises LaneClosed."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from batcher.job import Job
 from batcher.lane import Lane
 from batcher.steps import Pause, RowFailed, StepFailed
+from tests.batcher.trouble import TROUBLES, rows_of
 
 PATIENCE_S = 30.0
 URGENT = 8
@@ -25,7 +26,7 @@ SUBMIT = st.tuples(
     st.sampled_from([1, 4, 40]),
     st.booleans(),
 )
-OTHER = st.tuples(st.sampled_from(["cancel", "fail", "no memory", "bad row"]), st.integers(0, 20))
+OTHER = st.tuples(st.sampled_from(["cancel", *TROUBLES]), st.integers(0, 20))
 SCRIPT = st.lists(SUBMIT | OTHER, max_size=40)
 
 
@@ -78,14 +79,7 @@ class World:
             if pause is not None:
                 pause()
         trouble, self.trouble = self.trouble, ""
-        if trouble == "fail":
-            raise ValueError
-        if trouble == "no memory" and len(payloads) > 1:
-            raise MemoryError
-        rows: list[Any] = [f"{group}{payload}" for payload in payloads]
-        if trouble == "bad row":
-            rows[0] = OverflowError("bad")
-        return rows
+        return rows_of(group, payloads, trouble)
 
 
 @settings(max_examples=150, deadline=None)
