@@ -41,7 +41,9 @@ RUN python3 -m pip install --constraint /tmp/install/constraints.txt \
 COPY README.md LICENSE embedding.py settings.py ./
 COPY api/ api/
 COPY batcher/ batcher/
+COPY cli/ cli/
 COPY engine/ engine/
+COPY serving/ serving/
 # Editable: the `embedding` command and its version, with the code in one place. The import shows a
 # broken image here and not at the customer's; a plug-in must not look for its card meanwhile.
 RUN python3 -m pip install --no-deps --editable . \

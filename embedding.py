@@ -12,29 +12,28 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import (
-    commands,
-    errors,
+from api import operations, page
+from api.dialects import (
     ollama,
     ollama_models,
     ollama_running,
     openai,
-    operations,
-    page,
     rerank,
     score,
     tei,
     tei_info,
     tokens,
 )
-from api.access import Cors, KeyGate
-from api.direct import DirectRoutes
-from api.entrance import Entrance
-from api.lifecycle import lifespan
-from api.middleware import RequestFrame
-from api.service import Service
-from api.setting_sources import BadSetting, read_flags
+from api.http import errors
+from api.http.access import Cors, KeyGate
+from api.http.direct import DirectRoutes
+from api.http.entrance import Entrance
+from api.http.frame import RequestFrame
 from api.version import server_version
+from cli import commands
+from serving.lifecycle import lifespan
+from serving.server import Service
+from serving.setting_sources import BadSetting, read_flags
 
 # Routes are tried in this order: those that people wait for come first.
 _DIALECTS = (

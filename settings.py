@@ -2,7 +2,8 @@
 
 Each is an environment variable `EMBEDDING_<NAME>`, a line of `.env`, or a flag of `embedding
 serve`.
-A bad value refuses to start and names the variable (api/setting_sources.py). Must not import torch.
+A bad value refuses to start and names the variable (serving/setting_sources.py). Must not import
+torch.
 """
 
 from __future__ import annotations

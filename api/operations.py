@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from api.residents import Resident
-from api.service import Service
+from serving.residents import Resident
+from serving.server import Service
 
 router = APIRouter(tags=["Operations"])
 

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from api import vectors
 from batcher.plan import Plan
 from bench import measure
 from bench.random_models import build
@@ -35,6 +34,7 @@ from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import dense_rows
+from serving import vectors
 
 
 def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from api import vectors, writing
+from api.http import writing
 from batcher.plan import Plan
 from bench import measure
 from bench.random_models import build
@@ -25,6 +25,7 @@ from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import Views, dense_rows
+from serving import vectors
 
 _ALL = ("dense", "sparse", "colbert")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from api.setting_sources import BadSetting, read_settings
 from engine.errors import ModelError
 from engine.store import default_models, find_models, list_models
+from serving.setting_sources import BadSetting, read_settings
 
 
 def _missing(models_dir: Path) -> str:

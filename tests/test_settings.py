@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.setting_sources import BadSetting, read_flags, read_settings, unknown_variables
+from serving.setting_sources import BadSetting, read_flags, read_settings, unknown_variables
 from settings import ServeFlags, Settings
 
 

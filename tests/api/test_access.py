@@ -14,10 +14,10 @@ import httpx
 import pytest
 from starlette.routing import Mount
 
-from api import access
+from api.http import access
 from embedding import create_app
 from tests.api.error_shapes import dialect_by_path, fault_in, fault_of
-from tests.api.fake_engine import NAME, FakeServer, serve_fake
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake
 
 KEYS = ("first-key-7f3a", "Second_key:+/=9", "third!#$%&'()*")
 OPEN = {"/", "/health", "/live", "/ready", "/metrics", "/docs"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from api import logs
-from tests.api.fake_engine import FakeServer, serve_fake, until
+from serving import logs
+from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 SECRET = "my secret diary"
 

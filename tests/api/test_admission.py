@@ -12,13 +12,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.entrance import WORK
+from api.http.entrance import WORK
 from batcher.admission import Admission
 from embedding import _DIALECTS
 from tests.api.connections import send
 from tests.api.error_shapes import dialect_by_path, fault_of
-from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
-from tests.api.fake_models import TIMEOUT_S, write_model
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
+from tests.serving.fake_models import TIMEOUT_S, write_model
 
 LOOKS = ("/health", "/live", "/ready", "/metrics", "/v1/models", "/info", "/api/tags", "/api/ps")
 

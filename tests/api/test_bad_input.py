@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.api.fake_engine import NAME, FakeServer, serve_fake
 from tests.servers import ROOT, Server
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake
 
 MAX_BODY_BYTES = 64 << 20
 HUGE = 100_000_000

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.api.error_shapes import dialect_by_path, fault_of
-from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
-from tests.api.fake_models import TIMEOUT_S, write_model
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
+from tests.serving.fake_models import TIMEOUT_S, write_model
 
 SOON, NEVER = "0.2", "86400"
 

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Receive, Scope, Send
 
 import embedding
-from api.direct import DirectRoutes
-from tests.api import fake_engine
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_three
+from api.http.direct import DirectRoutes
 from tests.api.test_errors import CALLS, MAX_BODY_BYTES, NAME, PATHS, Call
+from tests.serving import fake_engine
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import write_three
 
 MADE_ANEW = {"id", "created", "created_at", "modified_at", "expires_at"}
 BODIES = [b"", b"{", b"[]", b"null", b"\xff", b'{"model": 5}', b'{"model": "\\ud800"}', b"{}"]

@@ -7,9 +7,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.api.fake_engine import until
-from tests.api.fake_models import write_model
 from tests.servers import Server, start_server
+from tests.serving.fake_engine import until
+from tests.serving.fake_models import write_model
 
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
 
@@ -27,7 +27,7 @@ def test_who_waits_for_a_model_or_sends_a_body_past_the_drain_timeout_gets_a_503
     with (
         start_server(
             "--factory",
-            app="tests.api.endless_loads:app_of_endless_loads",
+            app="tests.serving.endless_loads:app_of_endless_loads",
             EMBEDDING_MODELS_DIR=str(tmp_path),
             EMBEDDING_MODEL="ready",
             EMBEDDING_MAX_MODEL_BYTES="1GB",

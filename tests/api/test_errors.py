@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.api.error_shapes import dialect_by_path, fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_three
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import write_three
 
 NAME = "ranker"
 MAX_BODY_BYTES = 4096

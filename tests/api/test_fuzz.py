@@ -29,9 +29,9 @@ from schemathesis.specs.openapi.checks import (
 
 from embedding import create_app
 from tests.api.error_shapes import dialect_by_path, fault_in, fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import DIM, write_model
 from tests.api.generated import quick
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import DIM, write_model
 
 TIMEOUT_S = 20.0
 NO_DIALECT = {"/", "/health", "/live", "/ready", "/metrics"}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from api.entrance import WORK
+from api.http.entrance import WORK
 from tests.api.connections import send
-from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
-from tests.api.fake_models import write_model
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
+from tests.serving.fake_models import write_model
 
 TEXTS = ["abc", "de", "fgh"]
 NOT_QUEUED = {"/tokenize", "/v1/tokenize", "/decode", "/api/generate"}

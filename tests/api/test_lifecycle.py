@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.api.connections import send, send_head
-from tests.api.fake_engine import FakeServer, serve_fake, until
 from tests.servers import Server, start_server
+from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 
 def long_texts(num: int) -> dict[str, list[str]]:

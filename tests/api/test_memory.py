@@ -13,8 +13,8 @@ import pytest
 
 from bench.random_models import NUM_WORDS, build
 from bench.raw_client import RawClient
-from tests.api.fake_engine import until
 from tests.servers import Server, start_server
+from tests.serving.fake_engine import until
 
 NUM_CLIENTS = 16
 MAX_GROWTH = 0.05

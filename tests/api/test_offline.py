@@ -14,8 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.api.fake_engine import until
 from tests.servers import Server, clean_environment, start_server
+from tests.serving.fake_engine import until
 
 # Python imports sitecustomize at start. What would leave the machine is written down and refused.
 GUARD = """

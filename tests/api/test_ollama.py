@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api import vectors, writing
 from api.durations import parse_keep_alive
-from tests.api.fake_engine import NAME, FakeServer, serve_fake
-from tests.api.fake_models import END, START, FakeTokens, views_of
+from api.http import writing
+from serving import vectors
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake
+from tests.serving.fake_models import END, START, FakeTokens, views_of
 
 TEXTS = ["why is the sky blue?", "", "天空", "a", "a"]  # the first is longer than the limit
 TOO_LONG = "the input length exceeds the context length"

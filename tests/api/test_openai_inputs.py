@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.api.error_shapes import fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import (
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import (
     COLBERT_DIM,
     END,
     MAX_LENGTH,

@@ -12,8 +12,8 @@ import pytest
 
 from embedding import create_app
 from tests.api.error_shapes import dialect_by_path, fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_model
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import write_model
 
 ERRORS = {"ollama": "ErrorBody", "openai": "OpenAIErrorBody", "tei": "TEIErrorBody"}
 NO_DIALECT = {"/", "/health", "/live", "/ready", "/metrics"}  # a state, or no JSON at all

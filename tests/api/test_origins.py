@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.api.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_engine import FakeServer, serve_fake
 
 KEY = "a-key"
 ORIGIN = "https://app.example"

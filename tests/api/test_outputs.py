@@ -13,9 +13,10 @@ import httpx
 import numpy as np
 import pytest
 
-from api import vectors, writing
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import (
+from api.http import writing
+from serving import vectors
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import (
     COLBERT_DIM,
     DIM,
     END,

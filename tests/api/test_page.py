@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from api import page
-from tests.api.fake_engine import FakeServer, serve_fake
 from tests.servers import ROOT
+from tests.serving.fake_engine import FakeServer, serve_fake
 
 FILES = sorted(path.name for path in Path(page.__file__).with_name("page_files").iterdir())
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"

@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from api.jobs import Cost
-from api.scoring import Scored
+from serving.scoring import Scored
+from serving.texts import Cost
 from tests.api.error_shapes import dialect_by_path, fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import raw_score, relevance, write_model
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import raw_score, relevance, write_model
 
 PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"]
 EVERY_PATH = [*PATHS, "/api/rerank"]

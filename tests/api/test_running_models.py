@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from api import lifecycle
-from api.residents import NoRoom
-from api.service import Service
 from engine.errors import ModelError
 from engine.store import ModelFolder
-from tests.api.fake_engine import NAME, FakeServer, serve_fake, until
-from tests.api.fake_models import write_model
+from serving import lifecycle
+from serving.residents import NoRoom
+from serving.server import Service
+from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
+from tests.serving.fake_models import write_model
 
 NOT_WAITED_FOR = 0.2
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from engine.views import Views, Weights, hybrid_score
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import (
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import (
     END,
     PROMPTS,
     START,

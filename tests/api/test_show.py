@@ -13,8 +13,16 @@ import pytest
 
 from api.version import server_version
 from tests.api.error_shapes import fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import DIM, END, START, FakeTokens, views_of, write_broken, write_model
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import (
+    DIM,
+    END,
+    START,
+    FakeTokens,
+    views_of,
+    write_broken,
+    write_model,
+)
 
 NAME = "embedder"
 

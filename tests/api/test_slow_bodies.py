@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from api import body
-from tests.api.fake_engine import FakeServer, serve_fake, until
+from api.http import body
+from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 FOREVER_S = 86_400
 

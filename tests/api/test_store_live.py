@@ -13,15 +13,15 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from api import vectors
 from bench import random_models
 from bench.random_models import SHAPES, build
 from engine.devices import choose_device
 from engine.loading import LoadOptions, load_embedder, load_reranker
 from engine.tokens import PairLimits, TextLimits
 from engine.views import Views
-from tests.api.fake_engine import until
+from serving import vectors
 from tests.servers import Server, start_server
+from tests.serving.fake_engine import until
 
 EMBEDDERS = (
     *("tiny-bert", "tiny-dense", "tiny-prompts", "tiny-xlm-roberta", "tiny-bge-m3"),

@@ -22,11 +22,11 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.random_models import NUM_WORDS, SHAPES, build
-from tests.api import faulty
-from tests.api.fake_engine import until
-from tests.api.faulty import DIES, IS_LARGE, IS_SLOW, IS_SPOILT, RAISES
 from tests.engine.oracle import TOLERANCE, Oracle
 from tests.servers import Server, start_server
+from tests.serving import faulty
+from tests.serving.fake_engine import until
+from tests.serving.faulty import DIES, IS_LARGE, IS_SLOW, IS_SPOILT, RAISES
 
 NAME = "tiny-bert"
 NUM_CLIENTS = 12
@@ -106,7 +106,7 @@ def expected(models: Path) -> Expected:
 def start(models: Path, max_step_tokens: int) -> AbstractContextManager[Server]:
     return start_server(
         "--factory",
-        app="tests.api.faulty:faulty_app",
+        app="tests.serving.faulty:faulty_app",
         EMBEDDING_MODELS_DIR=str(models),
         EMBEDDING_MAX_STEP_TOKENS=str(max_step_tokens),
         EMBEDDING_MAX_URGENT_TOKENS="16",
@@ -196,7 +196,7 @@ def is_quiet(server: Server) -> bool:
 
 
 def test_a_thread_that_dies_gets_a_successor(server: Server, expected: Expected) -> None:
-    """What /health says between the two, tests/api/test_supervision.py shows: here it is soon
+    """What /health says between the two, tests/serving/test_supervision.py shows: here it is soon
     over."""
     killed = ask(server, Request([DIES]))
     assert killed.status == 503

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from api import vectors
+from serving import vectors
 from tests.api.error_shapes import fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import (
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import (
     DIM,
     END,
     MAX_LENGTH,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.api.error_shapes import fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import write_broken, write_model
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import write_broken, write_model
 
 
 @pytest.fixture(scope="module")

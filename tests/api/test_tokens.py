@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api import tokens
+from api.dialects import tokens
 from tests.api.error_shapes import fault_of
-from tests.api.fake_engine import FakeServer, serve_fake
-from tests.api.fake_models import END, START, write_model
+from tests.serving.fake_engine import FakeServer, serve_fake
+from tests.serving.fake_models import END, START, write_model
 
 NAME = "plain"
 TOKENIZE = ["/tokenize", "/v1/tokenize"]

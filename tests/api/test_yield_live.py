@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.connections import send
-from tests.api.fake_engine import until
 from tests.servers import Server, start_server
+from tests.serving.fake_engine import until
 
 # As long as the model takes, no two alike, and far more than a few steps: nobody waits for its end.
 BULK = {"input": [f"{i} " + "word " * 254 for i in range(1_000)]}

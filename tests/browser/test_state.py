@@ -7,9 +7,9 @@ import re
 import pytest
 from playwright.sync_api import Route, expect
 
-from tests.api.fake_engine import serve_fake
 from tests.browser.tabs import OpenTab, alert_of, cells
 from tests.servers import Server
+from tests.serving.fake_engine import serve_fake
 
 
 def test_the_server_and_its_models_are_shown(stand_in_server: Server, open_tab: OpenTab) -> None:

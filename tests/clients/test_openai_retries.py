@@ -11,7 +11,7 @@ import openai._base_client as base_client
 import pytest
 
 from batcher.admission import Admission
-from tests.api.fake_engine import FakeServer, serve_fake, until
+from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 HELD_TOKENS = 6  # of what holds the lane
 

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api import vectors
 from bench.measure import words
 from engine import views
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits, Tokens
 from engine.views import Views, Weights
+from serving import vectors
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE, M3Oracle, Oracle, StOracle
 

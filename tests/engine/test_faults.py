@@ -13,8 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from api.model_steps import run_step
-from api.residents import Resident
 from batcher.job import Job
 from batcher.lane import Lane, LaneClosed
 from batcher.steps import RowFailed, StepFailed
@@ -24,6 +22,8 @@ from engine.model import EmbeddingModel
 from engine.store import ModelFolder
 from engine.tokens import PairLimits, TextLimits, Tokens
 from engine.yielding import _layers
+from serving.model_steps import run_step
+from serving.residents import Resident
 from tests.engine.conftest import Embedders, Rerankers
 from tests.engine.oracle import TOLERANCE
 

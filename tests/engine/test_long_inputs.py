@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from api import vectors
 from bench.measure import words
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits, Tokens
+from serving import vectors
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE
 from tests.servers import ROOT, clean_environment

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api import vectors
 from bench.measure import words
 from bench.random_tokenizers import END_OF_TEXT
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import dense_rows
+from serving import vectors
 from tests.engine.oracle import TOLERANCE, Oracle
 
 TEXTS = [

@@ -19,12 +19,12 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
 from torch import nn
 
-from api import vectors
 from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.store import STAND_IN, ModelFolder, default_models
 from engine.tokens import TextLimits
 from engine.views import dense_rows
+from serving import vectors
 from tests.engine.conftest import CPU, Folders
 from tests.engine.oracle import TOLERANCE
 from tests.texts import varied_texts

@@ -1,0 +1,1 @@
+"""One dialect a file: what a client sends, what it is answered."""

@@ -1,0 +1,223 @@
+"""Ollama's model routes that only look: GET /api/tags, POST /api/show, GET /api/version."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from api.dialects.fields import Body
+from api.http import schema
+from api.http.body import read_request
+from api.http.errors import ApiError, BadRequest
+from api.version import server_version
+from engine.errors import ModelError
+from engine.memory import num_values
+from serving.catalog import Entry
+from serving.server import Service
+
+router = APIRouter(tags=["Ollama"])
+
+
+class ModelDetails(BaseModel):
+    """`family` is transformers' model_type."""
+
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class Tag(BaseModel):
+    """One model; `size` in bytes."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: ModelDetails
+
+
+class Tags(BaseModel):
+    """200 of GET /api/tags"""
+
+    models: list[Tag]
+
+
+DETAILS = {
+    "format": "safetensors",
+    "family": "xlm-roberta",
+    "families": ["xlm-roberta"],
+    "parameter_size": "568M",
+    "quantization_level": "F32",
+}
+TAG = {
+    "name": "bge-m3:latest",
+    "model": "bge-m3:latest",
+    "modified_at": "2026-11-21T09:00:00+00:00",
+    "size": 2271064456,
+    "digest": "9f2c",
+    "details": DETAILS,
+}
+
+
+@router.get(
+    "/api/tags",
+    summary="Models that can be served",
+    responses=schema.gives(Tags, {"models": [TAG]}, "ollama"),
+)
+async def get_tags(request: Request) -> Tags:
+    """Pinned ones first. What cannot be served is in the log and in `embedding models`."""
+    service: Service = request.app.state.service
+    service.admit()
+    assert service.catalog is not None
+    entries = await asyncio.to_thread(service.catalog.entries)
+    tags = await asyncio.to_thread(lambda: [tag_of(entry) for entry in entries if entry.recipe])
+    return Tags(models=[Tag(**tag) for tag in tags if tag])
+
+
+class ShowBody(Body):
+    """POST /api/show; `name` is what older clients call `model`."""
+
+    name: str | None = None
+
+
+class Shown(BaseModel):
+    """200 of POST /api/show; keys of `model_info` as Ollama writes them."""
+
+    license: str
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetails
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+_SHOWN = {
+    "license": "",
+    "modelfile": "",
+    "parameters": "",
+    "template": "",
+    "details": DETAILS,
+    "model_info": {
+        "general.architecture": "xlm-roberta",
+        "general.parameter_count": 567754752,
+        "xlm-roberta.context_length": 8192,
+        "xlm-roberta.embedding_length": 1024,
+    },
+    "capabilities": ["embedding"],
+    "modified_at": "2026-11-21T09:00:00+00:00",
+}
+
+
+@router.post(
+    "/api/show",
+    summary="What a model is",
+    responses=schema.gives(Shown, _SHOWN, "ollama"),
+    openapi_extra=schema.takes(ShowBody, the_default={}),
+)
+async def post_show(request: Request) -> Shown:
+    """Family, size, longest input, width, and whether it embeds or reranks."""
+    service: Service = request.app.state.service
+    settings = service.admit()
+    body = await read_request(request, ShowBody, settings.max_body_bytes)
+    entry = await service.entry(body.model or body.name)
+    if entry.recipe is None:
+        raise BadRequest(f"model '{entry.folder.name}' cannot be served: {entry.reason}")
+    shown = await asyncio.to_thread(_shown, entry)
+    if shown is None:
+        raise ApiError(404, f"model '{entry.folder.name}' not found")
+    return shown
+
+
+def _shown(entry: Entry) -> Shown | None:
+    """Blocking."""
+    tag, recipe = tag_of(entry), entry.recipe
+    if tag is None or recipe is None:
+        return None
+    family = recipe.family
+    model_info: dict[str, Any] = {
+        "general.architecture": family,
+        "general.basename": entry.folder.name,
+        "general.parameter_count": num_values(entry.folder.path),
+        f"{family}.context_length": recipe.max_length,
+    }
+    if not recipe.is_reranker:
+        model_info[f"{family}.embedding_length"] = recipe.dim
+        model_info[f"{family}.pooling"] = "+".join(recipe.pooling)
+    return Shown(
+        license="",
+        modelfile="",
+        parameters="",
+        template="",
+        details=tag["details"],
+        model_info=model_info,
+        capabilities=["rerank" if recipe.is_reranker else "embedding"],
+        modified_at=tag["modified_at"],
+    )
+
+
+class Version(BaseModel):
+    """200 of GET /api/version"""
+
+    version: str
+
+
+@router.get(
+    "/api/version",
+    summary="The server's version",
+    responses=schema.gives(Version, {"version": "0.1.0"}, "ollama"),
+)
+async def get_version() -> Version:
+    return Version(version=server_version())
+
+
+def tag_of(entry: Entry, num_bytes: int | None = None) -> dict[str, Any] | None:
+    """None when the weights are damaged or the folder has just gone."""
+    try:
+        return _read_tag(entry, num_bytes)
+    except (ModelError, OSError):
+        return None
+
+
+def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
+    """Blocking: reads the weights' headers. `num_bytes` in memory, else those on disk."""
+    assert entry.recipe is not None
+    path, family = entry.folder.path, entry.recipe.family
+    on_disk = _bytes_on_disk(path)
+    modified = (path / "config.json").stat().st_mtime
+    name = f"{entry.folder.name}:latest"
+    details = {
+        "format": "safetensors" if any(path.glob("*.safetensors")) else "pytorch",
+        "family": family,
+        "families": [family],
+        "parameter_size": f"{num_values(path) / 1e6:.0f}M",
+        "quantization_level": "F32",
+    }
+    digest = hashlib.sha256(f"{name} {on_disk} {modified}".encode()).hexdigest()
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": iso(modified),
+        "size": on_disk if num_bytes is None else num_bytes,
+        "digest": digest,
+        "details": details,
+    }
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return sum(path.stat().st_size for path in weights)
+
+
+def iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()

@@ -1,0 +1,142 @@
+"""A compute thread that dies: its jobs fail, /health says so, a successor comes, a few times."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Any
+
+import pytest
+
+from batcher.job import Job
+from batcher.lane import Lane, LaneClosed
+from batcher.steps import Pause
+from serving import supervision
+from serving.supervision import MAX_RESTARTS, supervise
+from tests.serving.fake_engine import FakeServer, serve_fake, until
+
+PATIENCE_S = 30.0
+dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def run(group: Hashable, payloads: list[Any], pause: Pause | None) -> list[Any]:
+    if "die" in payloads:
+        raise SystemExit
+    return payloads
+
+
+def kill(lane: Lane) -> None:
+    thread = lane._thread  # it may have a successor at once
+    lane.submit(Job("m", ["die"], [1]))
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+async def _comes_alive(lane: Lane) -> None:
+    while not lane.alive:
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "_POLL_S", 0.005)
+
+
+@dies
+@pytest.mark.usefixtures("hasty")
+def test_a_dead_thread_gets_a_successor_a_few_times() -> None:
+    async def check() -> None:
+        lane = Lane(run, 4)
+        supervising = asyncio.create_task(supervise(lane, pause_s=0.0))
+        for _ in range(MAX_RESTARTS):
+            await asyncio.to_thread(kill, lane)
+            await asyncio.wait_for(_comes_alive(lane), PATIENCE_S)
+        await asyncio.to_thread(kill, lane)
+        await asyncio.wait_for(supervising, PATIENCE_S)
+        assert not lane.alive
+        with pytest.raises(LaneClosed):
+            lane.submit(Job("m", ["a"], [1]))
+
+    asyncio.run(check())
+
+
+@dies
+@pytest.mark.usefixtures("hasty")
+def test_old_deaths_are_forgotten() -> None:
+    async def check() -> None:
+        lane = Lane(run, 4)
+        supervising = asyncio.create_task(supervise(lane, pause_s=0.0, window_s=0.0))
+        for _ in range(MAX_RESTARTS + 2):
+            await asyncio.to_thread(kill, lane)
+            await asyncio.wait_for(_comes_alive(lane), PATIENCE_S)
+        supervising.cancel()
+        lane.stop(PATIENCE_S)
+
+    asyncio.run(check())
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_lane_that_was_stopped_is_left_alone() -> None:
+    async def check() -> None:
+        lane = Lane(run, 4)
+        supervising = asyncio.create_task(supervise(lane, pause_s=0.0))
+        await asyncio.to_thread(lane.stop, PATIENCE_S)
+        await asyncio.wait_for(supervising, PATIENCE_S)
+        assert not lane.alive
+
+    asyncio.run(check())
+
+
+@dies
+def test_health_tells_the_truth_before_and_after() -> None:
+    with serve_fake() as server:
+        _die_in_the_next_step(server)
+        assert server.embed({"input": "a"}).status_code == 503
+        until(lambda: server.get("/health").status_code == 503)
+        assert "died" in server.get("/ready").json()["reason"]
+        assert server.get("/live").status_code == 200
+        lane = server.service.lane
+        assert lane is not None
+        lane.revive()
+        assert server.get("/health").status_code == 200
+        assert server.embed({"input": "a"}).status_code == 200
+
+
+def test_a_step_that_hangs_turns_health_red_until_it_ends() -> None:
+    with serve_fake(step_timeout_s=0.05) as server:
+        with server.held_lane():
+            until(lambda: server.get("/health").status_code == 503)
+            assert "hangs" in server.get("/ready").json()["reason"]
+            assert server.get("/live").status_code == 200
+        until(lambda: server.get("/health").status_code == 200)
+
+
+def _die_in_the_next_step(server: FakeServer) -> None:
+    model = server.model
+    once = [SystemExit()]
+    run = model.run
+
+    def die_once(step: Any) -> Any:
+        if once:
+            raise once.pop()
+        return run(step)
+
+    model.run = die_once
+
+
+def test_a_vector_that_is_no_number_fails_its_own_request_and_names_it() -> None:
+    with serve_fake() as server:
+        model, run = server.model, server.model.run
+
+        def spoil(step: Any) -> Any:
+            rows = run(step)
+            for tokens, row in zip(step, rows, strict=True):
+                if ord("z") in tokens.ids:
+                    row.dense[0] = float("nan")
+            return rows
+
+        model.run = spoil
+        answer = server.embed({"input": ["a", "z", "b"]})
+        assert answer.status_code == 500
+        assert answer.json() == {"error": "input 1: the model's answer is not a finite number"}
+        assert server.embed({"input": ["a", "b"]}).status_code == 200

@@ -1,0 +1,77 @@
+"""What every dialect's texts and token ids become on the way: limits, parts, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.http.errors import BadRequest
+from engine.errors import BadTokenIds, NoTokens, TextTooLong
+from engine.recipe import read_recipe
+from serving.server import Service
+from serving.texts import EmbedRequest, PromptChoice, check_before_loading, tokenizer_of
+from tests.serving.fake_models import END, START, FakeEngine, FakeModel, write_model
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> FakeModel:
+    made = FakeEngine().load(write_model(tmp_path, "m"))
+    assert isinstance(made, FakeModel)
+    return made
+
+
+def ids_of(model: FakeModel, wanted: EmbedRequest, prompt: str = "", first: int = 0) -> Any:
+    part = list(wanted.inputs)
+    return [list(tokens.ids) for tokens in tokenizer_of(model, wanted, prompt)(part, first)]
+
+
+def test_a_text_is_cut_at_the_side_that_the_request_names(model: FakeModel) -> None:
+    for side, kept in (("right", "abc"), ("left", "yza")):
+        wanted = EmbedRequest(["abcxyza"], max_length=5, truncation_side=side)  # type: ignore[arg-type]
+        assert ids_of(model, wanted) == [[START, *map(ord, kept), END]]
+
+
+def test_special_tokens_are_left_out_where_the_request_says_so(model: FakeModel) -> None:
+    wanted = EmbedRequest(["ab"], add_special_tokens=False)
+    assert ids_of(model, wanted, "q:") == [list(map(ord, "q:ab"))]
+    with pytest.raises(NoTokens, match="input 30"):
+        ids_of(model, EmbedRequest([""], add_special_tokens=False), first=30)
+
+
+def test_token_ids_are_taken_as_they_are_up_to_the_limit(model: FakeModel) -> None:
+    ids = [[7, 8, 9], list(range(100))]
+    got = ids_of(model, EmbedRequest(token_ids=ids, truncation_side="left"), "q:")
+    assert got == [ids[0], ids[1][-model.max_length :]]
+    with pytest.raises(TextTooLong, match="input 31 has 100 tokens"):
+        ids_of(model, EmbedRequest(token_ids=ids, truncate=False), first=30)
+    with pytest.raises(BadTokenIds, match="input 31"):
+        ids_of(model, EmbedRequest(token_ids=[[7], [-1]]), first=30)
+
+
+@pytest.mark.parametrize("field", ["prompt_name", "input_type", "instruction"])
+def test_token_ids_with_a_prompt_are_refused(tmp_path: Path, field: str) -> None:
+    recipe = read_recipe(write_model(tmp_path, "m").path, FakeEngine().overrides)
+    wanted = EmbedRequest(token_ids=[[7]], prompt=PromptChoice(**{field: "query"}))
+    with pytest.raises(BadRequest, match=f"{field}: token ids take no prompt"):
+        check_before_loading("m", recipe, wanted)
+
+
+def test_long_lists_of_ids_come_in_parts_as_long_texts_do() -> None:
+    service = Service()
+
+    async def firsts(items: Sequence[Any]) -> list[int]:
+        parts = service.in_parts(items, lambda part, first: [first])
+        return [first async for (first,) in parts]
+
+    pairs = [("a" * 10_000, "b" * 30_000)] * 3
+    try:
+        assert asyncio.run(firsts([[7] * 40_000] * 3)) == [0, 1, 2]
+        assert asyncio.run(firsts(["a" * 40_000] * 3)) == [0, 1, 2]
+        assert asyncio.run(firsts(pairs)) == [0, 1, 2]
+        assert asyncio.run(firsts([[7], []] * 50)) == [0, 64]
+    finally:
+        service.tokenizer_thread.shutdown()
