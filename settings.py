@@ -1,33 +1,85 @@
 """Every setting of the server: its name, unit, default and reason.
 
 Each is an environment variable `EMBEDDING_<NAME>`, a line of `.env`, or a flag of `embedding
-serve`.
-A bad value refuses to start and names the variable (serving/setting_sources.py). Must not import
-torch.
+serve`; serving/configuration.py reads them. A bad value refuses to start. Imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     ByteSize,
     Field,
     SecretStr,
-    ValidationInfo,
-    create_model,
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api.callers import check_keys, check_origins, split
-from api.durations import parse_keep_alive
-
 PREFIX = "EMBEDDING_"
+# Old names, which still work: read_settings says so once.
+RENAMED = {
+    "max_step_tokens": "max_batch_tokens",
+    "step_timeout_s": "batch_timeout_s",
+    "yield": "preemption",
+    "max_queue_jobs": "max_queue_requests",
+}
+
+_KEY = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+_DURATION_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,  # micro sign
+    "\u03bcs": 1e-6,  # Greek mu
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_MAX_DURATION_CHARS = 100  # matching is quadratic in the length
+
+
+def split(names: str | None) -> list[str]:
+    """The names between the commas; empty ones are left out."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
+
+
+def parse_keep_alive(value: Any) -> float | None:
+    """Seconds or a Go duration ("1h30m") -> seconds; negative means for ever; None stays None.
+
+    Source: Go's time.ParseDuration, which Ollama uses. Raises ValueError.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if not isinstance(value, str) or len(value) > _MAX_DURATION_CHARS:
+        raise ValueError("must be seconds or a duration such as 5m")
+    sign, text = (-1.0, value[1:]) if value.startswith("-") else (1.0, value.removeprefix("+"))
+    parts = _DURATION_PART.findall(text)
+    if text == "0":
+        return 0.0
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError("must be seconds or a duration such as 5m, 1h30m or -1s")
+    return sign * sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
+
+
+def _renamed(**values: str) -> BeforeValidator:
+    """Lower case, and new values for old ones."""
+
+    def read(value: Any) -> Any:
+        value = value.strip().lower() if isinstance(value, str) else value
+        return values.get(value, value) if isinstance(value, str) else value
+
+    return BeforeValidator(read)
 
 
 def _parse_keep_alive_setting(value: Any) -> Any:
@@ -37,28 +89,7 @@ def _parse_keep_alive_setting(value: Any) -> Any:
     return parse_keep_alive(value.strip() if isinstance(value, str) else value)
 
 
-if TYPE_CHECKING:
-
-    class _Yield(BaseSettings):
-        """`yield` is a word of Python's own: no attribute can be written so, the variable can."""
-else:
-    _Yield = create_model(
-        "_Yield",
-        __base__=BaseSettings,
-        **{
-            "yield": (
-                Literal["auto", "on", "off"],
-                Field(
-                    "auto",
-                    description="on: short jobs run between the layers of a long step; "
-                    "auto: on the CPU",
-                ),
-            )
-        },
-    )
-
-
-class Settings(_Yield):
+class Settings(BaseSettings):
     """All settings, validated. `Settings()` reads the environment and `.env`."""
 
     model_config = SettingsConfigDict(
@@ -86,13 +117,13 @@ class Settings(_Yield):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="weights' type; auto: float32 on the CPU, float16 where that is safe"
     )
-    layout: Literal["auto", "packed", "padded"] = Field(
-        "auto", description="packed runs no padding; auto: packed on the CPU, padded elsewhere"
+    layout: Annotated[Literal["auto", "unpadded", "padded"], _renamed(packed="unpadded")] = Field(
+        "auto", description="unpadded runs no padding; auto: unpadded on the CPU, padded elsewhere"
     )
-    linear: Literal["auto", "packed", "plain"] = Field(
+    linear: Annotated[Literal["auto", "prepacked", "plain"], _renamed(packed="prepacked")] = Field(
         "auto",
-        description="packed: linear weights re-laid once for the CPU, faster, a private copy; "
-        "plain: they stay memory-mapped; auto: packed where it works",
+        description="prepacked: linear weights are laid out anew once for the CPU: faster, a "
+        "private copy; plain: they stay memory-mapped; auto: prepacked where it works",
     )
     pooling: Literal["cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean"] | None = Field(
         None, description="overrides the pooling that the models' own files name, of every embedder"
@@ -119,16 +150,18 @@ class Settings(_Yield):
     load_timeout_s: float = Field(
         300.0, gt=0, le=86400, description="seconds that a request waits for its model to load"
     )
-    max_step_tokens: Literal["auto"] | int = Field(
-        "auto",
-        description="tokens that run together; auto finds, while running, the fewest within 3 % of "
-        "the best rate",
+    max_batch_tokens: Annotated[int, _renamed(auto="2048")] = Field(
+        2048, ge=1, le=1 << 20, description="tokens that run together in one batch"
     )
     max_urgent_tokens: int = Field(
         64,
         ge=1,
         le=4096,
-        description="tokens of a job, far shorter than others, that may run within a long step",
+        description="tokens of a job, far shorter than the others, that may preempt a long batch",
+    )
+    preemption: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="on: short jobs run between the layers of a long batch; auto: on the CPU",
     )
     threads: Literal["auto"] | int = Field(
         "auto", description="compute threads; auto: physical cores, CPU affinity and cgroup quota"
@@ -146,7 +179,7 @@ class Settings(_Yield):
         description="tokens of all open requests together; more are refused with 429, but for one "
         "request alone. By default as many as one request may have: some 0.4 GB of token ids",
     )
-    max_queue_jobs: int = Field(
+    max_queue_requests: int = Field(
         4096,
         ge=1,
         description="requests that compute or wait to; more are refused with 429 before their "
@@ -178,8 +211,11 @@ class Settings(_Yield):
         description="origins whose pages may call from a browser, separated by commas; * for all",
     )
     access_log: bool = Field(True, description="a line for each request, never its text")
-    step_timeout_s: float = Field(
-        600.0, gt=0, le=86400, description="seconds after which a step that runs makes /health 503"
+    batch_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=86400,
+        description="seconds after which a batch that still runs makes /health 503",
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="seconds that SIGTERM gives running requests"
@@ -190,12 +226,6 @@ class Settings(_Yield):
     log_format: Literal["text", "json"] = Field(
         "text", description="log lines for people, or one JSON object a line"
     )
-
-    @property
-    def yields(self) -> Literal["auto", "on", "off"]:
-        """The setting `yield`."""
-        value: Literal["auto", "on", "off"] = getattr(self, "yield")
-        return value
 
     @property
     def models(self) -> list[str]:
@@ -215,30 +245,34 @@ class Settings(_Yield):
     @field_validator("api_key")
     @classmethod
     def _check_keys(cls, api_key: SecretStr | None) -> SecretStr | None:
-        if api_key is not None:
-            check_keys(api_key.get_secret_value())
+        """The message does not show them."""
+        keys = split(api_key.get_secret_value() if api_key else None)
+        if api_key is not None and not (keys and all(map(_KEY.fullmatch, keys))):
+            raise ValueError("keys are printable ASCII without spaces, separated by commas")
         return api_key
 
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, origins: str | None) -> str | None:
-        check_origins(origins)
+        for origin in split(origins):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin such as https://example.com:8443, or *"
+                )
         return origins
 
-    @field_validator("threads", "max_step_tokens", mode="before")
+    @field_validator("threads", mode="before")
     @classmethod
-    def _read_auto(cls, number: Any, info: ValidationInfo) -> Any:
-        most = 1024 if info.field_name == "threads" else 1 << 20
+    def _read_threads(cls, number: Any) -> Any:
         value = str(number).strip().lower()
         if value == "auto":
             return value
-        if not value.isdecimal() or not 1 <= int(value) <= most:
-            raise ValueError(f"must be auto, or 1 to {most}")
+        if not value.isdecimal() or not 1 <= int(value) <= 1024:
+            raise ValueError("must be auto, or 1 to 1024")
         return int(value)
 
     @field_validator(
-        *("device", "dtype", "layout", "linear", "pooling", "token_ids", "log_level", "log_format"),
-        "yield",
+        *("device", "dtype", "pooling", "token_ids", "log_level", "log_format", "preemption"),
         mode="before",
     )
     @classmethod

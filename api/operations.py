@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from serving.residents import Resident
-from serving.server import Service
+from api.http.frame import Exchanges
+from api.http.routes import Routes
+from serving.models.resident import Resident
+from serving.server import Server
 
-router = APIRouter(tags=["Operations"])
+routes = Routes("Operations", "ollama")
 
 
 _HEALTHY = {
@@ -19,7 +21,7 @@ _HEALTHY = {
     "model": "bge-m3",
     "resident": [{"model": "bge-m3", "device": "cpu", "dim": 1024, "max_length": 8192}],
     "failed": {},
-    "open_jobs": 0,
+    "admitted_requests": 0,
     "waiting_jobs": 0,
     "waiting_tokens": 0,
     "computed_tokens": 120000,
@@ -39,38 +41,40 @@ def _states(ready: Any) -> dict[int | str, dict[str, Any]]:
     }
 
 
-@router.get(
+@routes.look(
     "/health",
+    is_open=True,
+    head=True,
     summary="200 when requests are served, else 503 with the reason",
     responses=_states(_HEALTHY),
 )
 async def health(request: Request) -> JSONResponse:
     """Models in memory, what waits, and which models failed to load."""
-    service: Service = request.app.state.service
-    refusal = _refusal(service)
+    server: Server = request.app.state.server
+    exchanges: Exchanges = request.app.state.exchanges
+    refusal = _refusal(server)
     if refusal is not None:
         return refusal
-    assert service.catalog is not None
-    assert service.residents is not None
-    assert service.lane is not None
-    assert service.admission is not None
-    default = service.catalog.default
-    resident = service.residents.get(default.name)
+    serving = server.serving
+    default = serving.catalog.default
+    resident = serving.residents.get(default.name)
     body: dict[str, Any] = {"status": "ok", "model": default.name, **_describe(resident)}
     if default.is_stand_in:
         body["stand_in"] = "no model in the models folder: this small one stands in for yours"
-    body["resident"] = [_describe(r) for r in service.residents.resident()]
-    body["failed"] = service.residents.failures
-    body["open_jobs"] = service.admission.num_jobs
-    body["waiting_jobs"] = service.lane.num_waiting_jobs
-    body["waiting_tokens"] = service.lane.num_waiting_tokens
-    body["computed_tokens"] = service.metrics.num_tokens
-    body["requests"] = service.num_answered
+    body["resident"] = [_describe(each) for each in serving.residents.resident()]
+    body["failed"] = serving.residents.failures
+    body["admitted_requests"] = serving.admission.num_jobs
+    body["waiting_jobs"] = serving.lane.num_waiting_jobs
+    body["waiting_tokens"] = serving.lane.num_waiting_tokens
+    body["computed_tokens"] = server.metrics.num_tokens
+    body["requests"] = exchanges.num_answered
     return JSONResponse(body)
 
 
-@router.get(
+@routes.look(
     "/live",
+    is_open=True,
+    head=True,
     summary="200 while the process answers",
     responses={200: {"content": {"application/json": {"example": {"status": "ok"}}}}},
 )
@@ -79,44 +83,38 @@ async def live() -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get(
+@routes.look(
     "/ready",
+    is_open=True,
+    head=True,
     summary="200 when requests are served, else 503 with the reason",
     responses=_states({"status": "ok"}),
 )
 async def ready(request: Request) -> JSONResponse:
     """For what sends requests here or elsewhere."""
-    return _refusal(request.app.state.service) or JSONResponse({"status": "ok"})
+    return _refusal(request.app.state.server) or JSONResponse({"status": "ok"})
 
 
-@router.get(
+@routes.look(
     "/metrics",
+    is_open=True,
+    head=True,
     summary="Counters and gauges for Prometheus",
     response_class=PlainTextResponse,
     responses={200: {"content": {"text/plain": {"example": "embedding_queue_jobs 0.0"}}}},
 )
 async def metrics(request: Request) -> Response:
     """In Prometheus' text format, or OpenMetrics when asked for."""
-    service: Service = request.app.state.service
+    server: Server = request.app.state.server
     accept = request.headers.get("accept", "")
-    content, media_type = await asyncio.to_thread(service.metrics.write, accept)
+    content, media_type = await asyncio.to_thread(server.metrics.write, accept)
     return Response(content, 200, None, media_type)
 
 
-def _refusal(service: Service) -> JSONResponse | None:
-    reason = service.unready_because
-    if not reason:
-        return None
-    state = service.state if service.state != "ready" else "failed"
-    return JSONResponse({"status": state, "reason": reason}, 503)
+def _refusal(server: Server) -> JSONResponse | None:
+    reason = server.unready_because
+    return JSONResponse({"status": server.status, "reason": reason}, 503) if reason else None
 
 
 def _describe(resident: Resident | None) -> dict[str, Any]:
     return {} if resident is None or resident.model is None else resident.model.describe()
-
-
-for _path, _route in (
-    *(("/health", health), ("/live", live), ("/ready", ready)),
-    ("/metrics", metrics),
-):
-    router.add_api_route(_path, _route, methods=["HEAD"], include_in_schema=False)

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
-router = APIRouter(tags=["Operations"])
+from api.http.routes import Routes
+
+routes = Routes("Operations", "ollama")
 
 _FILES = StaticFiles(directory=Path(__file__).parent / "page_files", check_dir=False)
 _HTML = "index.html"
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
-@router.head("/", include_in_schema=False)
-@router.get(
+@routes.look(
     "/",
+    is_open=True,
+    head=True,
     summary="A page for people; for other clients the text that Ollama's look for",
     response_class=Response,
     responses={
@@ -47,8 +50,7 @@ async def get_root(request: Request) -> Response:
     return response
 
 
-@router.head("/page/{name}", include_in_schema=False)
-@router.get("/page/{name}", include_in_schema=False)
+@routes.look("/page/{name}", is_open=True, head=True, include_in_schema=False)
 async def get_file(request: Request, name: str) -> Response:
     """Raises 404 for what is no file of the page."""
     return await _file(request, name)

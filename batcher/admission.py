@@ -85,7 +85,7 @@ class Admission:
         if self.num_jobs >= self._max_jobs:
             raise self._refuse(
                 f"the queue is full: {self.num_jobs} requests are open, "
-                f"the limit is {self._max_jobs} (max_queue_jobs)"
+                f"the limit is {self._max_jobs} (max_queue_requests)"
             )
         if self.num_tokens >= self._max_tokens:
             raise self._refuse(

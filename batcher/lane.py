@@ -95,6 +95,10 @@ class Lane:
             self._start()  # first: it may raise
             self._closed_because = ""
 
+    def join(self) -> None:
+        """Blocks until the thread has ended."""
+        self._thread.join()
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()

@@ -34,7 +34,7 @@ from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import dense_rows
-from serving import vectors
+from serving import embedding as vectors
 
 
 def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> NDArray[np.float32]:

@@ -189,8 +189,8 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for way in asked.ways:
         settings = {
-            "EMBEDDING_YIELD": way,
-            "EMBEDDING_MAX_STEP_TOKENS": str(asked.step_tokens),  # no search between two windows
+            "EMBEDDING_PREEMPTION": way,
+            "EMBEDDING_MAX_BATCH_TOKENS": str(asked.step_tokens),  # no search between two windows
             "EMBEDDING_ACCESS_LOG": "false",
         }
         # A query takes as long as a window without yields: a few long ones.

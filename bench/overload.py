@@ -125,12 +125,12 @@ class Load:
 
 
 async def measure_server(
-    url: str, seconds: float, times: float, max_queue_jobs: int
+    url: str, seconds: float, times: float, max_queue_requests: int
 ) -> dict[str, Any]:
     client = RawClient(url)
     load = Load(client)
     idle = await load.idle_ms()
-    rate = await load.sustainable_rate(2 * seconds, max_queue_jobs)
+    rate = await load.sustainable_rate(2 * seconds, max_queue_requests)
     before = await load.resident_bytes()
     watcher = asyncio.create_task(load.watch_memory())
     asked = await load.open_loop(rate * times, seconds)
@@ -189,20 +189,20 @@ def _mb(num_bytes: int) -> float:
     return round(num_bytes / 1e6, 1)
 
 
-def run(model: str, seconds: float, times: float, max_queue_jobs: int) -> dict[str, Any]:
+def run(model: str, seconds: float, times: float, max_queue_requests: int) -> dict[str, Any]:
     build(model, MODELS)
     settings = {
         "EMBEDDING_ACCESS_LOG": "false",
-        "EMBEDDING_MAX_QUEUE_JOBS": str(max_queue_jobs),
+        "EMBEDDING_MAX_QUEUE_REQUESTS": str(max_queue_requests),
     }
     with server(model, **settings) as url:
-        found = asyncio.run(measure_server(url, seconds, times, max_queue_jobs))
+        found = asyncio.run(measure_server(url, seconds, times, max_queue_requests))
     return {
         **found,
         "model": model,
         "seconds": seconds,
         "times_sustainable": times,
-        "max_queue_jobs": max_queue_jobs,
+        "max_queue_requests": max_queue_requests,
     }
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=5)
     parser.add_argument("--max-queue-jobs", type=int, default=32)
     asked = parser.parse_args()
-    result = run(asked.model, asked.seconds, asked.times, asked.max_queue_jobs)
+    result = run(asked.model, asked.seconds, asked.times, asked.max_queue_requests)
     measure.save(f"overload-{asked.model}", result)
 
 

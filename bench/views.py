@@ -25,7 +25,7 @@ from engine.loading import LoadOptions, load_embedder
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import Views, dense_rows
-from serving import vectors
+from serving import embedding as vectors
 
 _ALL = ("dense", "sparse", "colbert")
 

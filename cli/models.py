@@ -6,7 +6,9 @@ torch. A server that does not answer is no error: the column then says "?".
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,13 +21,16 @@ from engine.errors import ModelError
 from engine.memory import format_bytes, num_values
 from engine.recipe import Recipe
 from engine.store import ModelFolder, default_models, find_models, list_models
-from serving.catalog import Entry, entry_of
-from serving.lifecycle import overrides_of
+from serving.configuration import read_settings_quietly
+from serving.models.catalog import Entry, entry_of
+from serving.models.engine import overrides_of
 from settings import Settings
 
 _ANSWER_TIMEOUT_S = 1.0
 _MAX_ANSWER_BYTES = 10 << 20
-_FOR_EVER = "9999"  # the year in which /api/ps says that a pinned model leaves
+_DESCRIPTION = """List the models that can be served: family, kind, size, pooling and where it was
+read, outputs, and whether a server at EMBEDDING_HOST and EMBEDDING_PORT has them in memory. Folders
+that cannot be served are listed with the reason."""
 _ANY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -61,6 +66,21 @@ class Listing:
     server_answers: bool
     models: list[Row]
     notes: list[str]
+
+
+def show_models(arguments: list[str]) -> int:
+    """The command `embedding models`. Raises BadSetting."""
+    parser = argparse.ArgumentParser(prog="embedding models", description=_DESCRIPTION)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    wants_json = parser.parse_args(arguments).json
+    settings = read_settings_quietly()
+    try:
+        listing = list_folder(settings)
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(as_json(listing) if wants_json else as_table(listing))
+    return 0
 
 
 def list_folder(settings: Settings) -> Listing:
@@ -210,4 +230,4 @@ def _as_count(number: int) -> str:
 
 
 def _held(running: dict[str, Any]) -> str:
-    return "pinned" if str(running["expires_at"]).startswith(_FOR_EVER) else "yes"
+    return "pinned" if running["pinned"] else "yes"

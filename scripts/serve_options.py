@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from engine.errors import ModelError
 from engine.store import default_models, find_models, list_models
-from serving.setting_sources import BadSetting, read_settings
+from serving.configuration import BadSetting, read_settings
 
 
 def _missing(models_dir: Path) -> str:

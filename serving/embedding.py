@@ -1,42 +1,87 @@
-"""Texts to views in the form that an answer carries, for every dialect that embeds.
+"""Texts, or a client's token ids, to outputs in the form that an answer carries: arrays, base64,
+weights by token. From an EmbedRequest to an Embedded; dialects and the Python door only name them.
 
-From a request whose body has been read to arrays, weights and base64; the dialects only name them.
+A vector is cut, then normalized, as a whole numpy array; no Python float is ever made of a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import base64
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request
+import numpy as np
+from numpy.typing import NDArray
 
-from api.http.errors import BadRequest
-from api.http.writing import off_loop
-from engine.store import ModelFolder
-from serving import vectors
-from serving.server import Service, Serving
-from serving.texts import Cost, Embedded, EmbedRequest, check_before_loading, embed
+from engine.tokens import Side, TextLimits
+from engine.views import Sparse
+from serving.errors import InvalidRequest
+from serving.models.resident import Resident
+from serving.rows import Cost, Work, check_texts, compute
+from serving.state import Call
+
+_TINY = 1e-12  # below this norm a vector is left as it is, as torch's normalize does
+_JINA_TASKS = ("retrieval.query", "retrieval.passage")
+_LARGE = 32_768  # numbers whose forming is worth a thread
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How views are wanted. `dimensions` out of range is an error if `strict`, else ignored."""
+class PromptChoice:
+    """What a request says of the text before its texts; at most one of the four is used, and an
+    empty one is as absent. `task` is Jina's word for `input_type`; its other tasks are ignored."""
 
+    prompt_name: str | None = None
+    input_type: str | None = None
+    instruction: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """`texts` may be anything: what is not a text is refused by `field` and index. Without a
+    `field` they have been checked.
+
+    `token_ids` are a client's own, in place of texts: nothing is put before or around them.
+    `outputs` are among dense, sparse, colbert and tokens. `max_length` lowers the model's limit, in
+    tokens with special ones. `dimensions` out of range is an error if `strict`, else ignored.
+    """
+
+    texts: Sequence[Any] = ()
+    field: str | None = "input"
+    token_ids: Sequence[Sequence[int]] | None = None
+    truncate: bool = True
+    truncation_side: Side = "right"
+    max_length: int | None = None
+    add_special_tokens: bool = True
+    prompt: PromptChoice = PromptChoice()
     outputs: tuple[str, ...] = ("dense",)
-    as_base64: bool = False
     dimensions: int | None = None
     strict: bool = True
-    sparse_as_text: bool = False
     normalize: bool = True
+    as_base64: bool = False
+    sparse_as_text: bool = False
+    keep_alive_s: float | None = None
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        return self.texts if self.token_ids is None else self.token_ids
+
+    @property
+    def computed(self) -> tuple[str, ...]:
+        """What the model has to compute: the dense output comes with every forward."""
+        return ("dense", *(output for output in self.outputs if output != "dense"))
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """`views[output][i]` belongs to text i: a row of an array, or base64; weights by token; token
-    vectors. `load_s` is what loading the model took."""
+class Embedded:
+    """`outputs[output][i]` belongs to text i: a row of an array, or base64; weights by token; token
+    vectors. `load_s` is what loading the model took. Without texts `cost` is None."""
 
-    views: dict[str, Any]
+    model: str
+    outputs: dict[str, Any]
     cost: Cost | None
     load_s: float
 
@@ -44,84 +89,146 @@ class Answered:
     def num_tokens(self) -> int:
         return self.cost.num_tokens if self.cost else 0
 
-    def headers(self) -> dict[str, str]:
-        return self.cost.headers() if self.cost else {}
+
+async def embed(call: Call, asked: str | None, wanted: EmbedRequest) -> Embedded:
+    """By the model asked for. Without texts it is loaded and nothing computed.
+
+    Raises NotFound, InvalidRequest, what `Call.lease` and `compute` raise, and the engine's errors
+    about texts. What the model's files say suffices to refuse is refused before it is loaded.
+    """
+    folder = await call.serving.find(asked)
+    if wanted.token_ids is None and wanted.field is not None:
+        check_texts(wanted.texts, call.serving.settings.max_inputs, wanted.field)
+    is_empty = not wanted.inputs
+    if not is_empty and (recipe := await call.serving.recipe_before_loading(folder)):
+        check_embeds(folder.name, recipe, wanted)
+        recipe.prompts.choose(*_given(wanted.prompt))
+    async with call.lease(folder, wanted.keep_alive_s) as resident:
+        outputs: dict[str, Any] = {output: [] for output in wanted.outputs}
+        cost = None
+        if not is_empty:
+            outputs, cost = await _embed(call, resident, wanted)
+        return Embedded(asked or folder.name, outputs, cost, resident.load_s)
 
 
-def outputs_of(asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Each once, in the order asked; dense alone by default."""
-    return tuple(dict.fromkeys(asked or ["dense"]))
+async def _embed(
+    call: Call, resident: Resident, wanted: EmbedRequest
+) -> tuple[dict[str, Any], Cost]:
+    model: Any = resident.model
+    check_embeds(model.name, model, wanted)
+    prompt = model.prompt(*_given(wanted.prompt))
+    work = tokenizing(model, wanted, prompt)
+    rows, cost = await compute(call, resident, [work], wanted.computed)
+
+    def form() -> dict[str, Any]:
+        return {output: _FORMS[output](rows, wanted, model) for output in wanted.outputs}
+
+    if "sparse" in wanted.outputs and wanted.sparse_as_text:  # it asks the tokenizer
+        return await call.serving.tokenizer.run(form), cost
+    num_values = len(rows) * model.dim
+    if "colbert" in wanted.outputs or "tokens" in wanted.outputs:
+        num_values += cost.num_tokens * model.dim
+    return await asyncio.to_thread(form) if num_values > _LARGE else form(), cost
 
 
-def views_of(outputs: Sequence[str]) -> tuple[str, ...]:
-    """What the model has to compute: the dense one comes with every forward."""
-    return ("dense", *(view for view in outputs if view != "dense"))
+def check_embeds(name: str, there: Any, wanted: EmbedRequest) -> None:
+    """`there` is a model or a recipe. Raises InvalidRequest for a reranker, an output or a width
+    that is not there, or a prompt for token ids."""
+    if there.is_reranker:
+        message = f"model '{name}' is a reranker: it scores pairs and has no vectors"
+        raise InvalidRequest(message, "model")
+    missing = [output for output in wanted.outputs if output not in (*there.views, "tokens")]
+    if missing:
+        message = f"model '{name}' has no {missing[0]} output; it has: {', '.join(there.views)}"
+        raise InvalidRequest(message, "outputs")
+    size = wanted.dimensions
+    if wanted.strict and size is not None and not 1 <= size <= there.dim:
+        raise InvalidRequest(f"dimensions must be 1 to {there.dim}, not {size}", "dimensions")
+    given = zip(("prompt_name", "input_type", "instruction"), _given(wanted.prompt), strict=True)
+    for field, value in given:
+        if wanted.token_ids is not None and value is not None:
+            message = f"{field}: token ids take no prompt; send text to have one"
+            raise InvalidRequest(message, field)
 
 
-async def embed_views(
-    service: Service,
-    request: Request,
-    folder: ModelFolder,
-    wanted: EmbedRequest,
-    form: Form,
-    keep_alive_s: float | None = None,
-) -> Answered:
-    """Without texts the model is loaded and nothing computed. Raises what serving/texts.py does."""
-    is_empty = not wanted.texts and wanted.token_ids is None
-    if not is_empty and (recipe := await service.recipe_before_loading(folder)):
-        check_before_loading(folder.name, recipe, wanted)
-        _check_dimensions(form, recipe.dim)
-    async with service.lease(request, folder, keep_alive_s) as serving:
-        load_s = serving.resident.load_s
-        if is_empty:
-            return Answered({view: [] for view in form.outputs}, None, load_s)
-        if not serving.model.is_reranker:
-            _check_dimensions(form, serving.model.dim)
-        embedded = await embed(service, serving, wanted)
-        return Answered(await _formed(service, serving, embedded, form), embedded.cost, load_s)
+def _given(prompt: PromptChoice) -> tuple[str | None, str | None, str | None]:
+    task = prompt.task if prompt.task in _JINA_TASKS else None
+    return prompt.prompt_name or None, prompt.input_type or task, prompt.instruction or None
 
 
-def _check_dimensions(form: Form, dim: int) -> None:
-    wanted = form.dimensions
-    if form.strict and wanted is not None and not 1 <= wanted <= dim:
-        raise BadRequest(f"dimensions must be 1 to {dim}, not {wanted}", "dimensions")
+def tokenizing(
+    model: Any, wanted: EmbedRequest, prompt: str, max_tokens: int | None = None
+) -> Work:
+    """The inputs, and how parts of them become tokens; `prompt` goes before texts only."""
+    limits = TextLimits(
+        max_length=min(n for n in (wanted.max_length, max_tokens, model.max_length) if n),
+        truncate=wanted.truncate or max_tokens is not None,
+        side=wanted.truncation_side,
+        add_special_tokens=wanted.add_special_tokens,
+    )
+
+    def tokenize(part: list[Any], first: int) -> Sequence[Any]:
+        tokens: Sequence[Any]
+        if wanted.token_ids is not None:
+            tokens = model.tokens_of(part, limits, wanted.computed, first)
+        else:
+            tokens = model.tokenize(part, limits, prompt, wanted.computed, first)
+        return tokens
+
+    return wanted.inputs, tokenize
 
 
-async def _formed(
-    service: Service, serving: Serving, embedded: Embedded, form: Form
-) -> dict[str, Any]:
-    model = serving.model
-    num_values = len(embedded.views) * model.dim
-    if "colbert" in form.outputs or "tokens" in form.outputs:
-        num_values += embedded.cost.num_tokens * model.dim
-
-    def make() -> dict[str, Any]:
-        return {view: _MAKERS[view](embedded, form, model) for view in form.outputs}
-
-    if "sparse" in form.outputs and form.sparse_as_text:  # only that thread may ask a tokenizer
-        return await service.on_tokenizer_thread(make)
-    return await off_loop(make, num_values)
+def _dense(rows: list[Any], wanted: EmbedRequest, model: Any) -> Any:
+    in_range = wanted.dimensions if 1 <= (wanted.dimensions or 0) <= model.dim else None
+    vectors = finish(np.stack([row.dense for row in rows]), in_range, wanted.normalize)
+    return to_base64(vectors) if wanted.as_base64 else vectors
 
 
-def _dense(embedded: Embedded, form: Form, model: Any) -> Any:
-    in_range = form.dimensions if 1 <= (form.dimensions or 0) <= model.dim else None
-    rows = vectors.finish(embedded.rows, in_range, form.normalize)
-    return vectors.to_base64(rows) if form.as_base64 else rows
+def _sparse(rows: list[Any], wanted: EmbedRequest, model: Any) -> list[Any]:
+    texts_of = model.token_texts if wanted.sparse_as_text else None
+    return [to_weights(row.sparse, texts_of) for row in rows if row.sparse is not None]
 
 
-def _sparse(embedded: Embedded, form: Form, model: Any) -> list[Any]:
-    texts_of = model.token_texts if form.sparse_as_text else None
-    sparse = (view.sparse for view in embedded.views if view.sparse is not None)
-    return [vectors.to_weights(weights, texts_of) for weights in sparse]
+def _colbert(rows: list[Any], wanted: EmbedRequest, model: Any) -> list[Any]:
+    matrices = [row.colbert for row in rows if row.colbert is not None]
+    return [to_base64(matrix) for matrix in matrices] if wanted.as_base64 else matrices
 
 
-def _colbert(embedded: Embedded, form: Form, model: Any) -> list[Any]:
-    matrices = [view.colbert for view in embedded.views if view.colbert is not None]
-    return [vectors.to_base64(m) for m in matrices] if form.as_base64 else matrices
+def _tokens(rows: list[Any], wanted: EmbedRequest, model: Any) -> list[Any]:
+    return [row.tokens for row in rows]
 
 
-def _tokens(embedded: Embedded, form: Form, model: Any) -> list[Any]:
-    return [view.tokens for view in embedded.views]
+_FORMS = {"dense": _dense, "sparse": _sparse, "colbert": _colbert, "tokens": _tokens}
 
 
-_MAKERS = {"dense": _dense, "sparse": _sparse, "colbert": _colbert, "tokens": _tokens}
+def finish(
+    rows: NDArray[np.float32], dimensions: int | None = None, normalize: bool = True
+) -> NDArray[np.float32]:
+    """`[n, dim]` float32 -> `[n, dimensions]`: cut first, then L2 over what is left."""
+    cut = rows[:, :dimensions]
+    if normalize and len(cut) == 1:  # a query's: half the calls, which are cold after a forward
+        wide = cut[0].astype(np.float64)
+        cut = cut / np.float32(max(math.sqrt(wide @ wide), _TINY))
+    elif normalize:
+        norms = np.sqrt(np.einsum("nd,nd->n", cut, cut, dtype=np.float64))
+        cut = cut / np.maximum(norms, _TINY)[:, None].astype(np.float32)
+    return np.ascontiguousarray(cut, dtype=np.float32)
+
+
+def to_base64(rows: NDArray[np.float32]) -> list[str]:
+    """Each row's little-endian float32 bytes."""
+    little = rows.astype("<f4", copy=False)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
+
+
+def to_weights(
+    sparse: Sparse, texts_of: Callable[[Sequence[int]], list[str]] | None = None
+) -> dict[str, np.float32]:
+    """`{token id: weight}`, or by the tokens' texts; of equal texts the largest weight counts."""
+    if texts_of is None:
+        return dict(zip(map(str, sparse.token_ids.tolist()), sparse.weights, strict=True))
+    texts = texts_of(sparse.token_ids.tolist())
+    weights: dict[str, np.float32] = {}
+    for text, weight in zip(texts, sparse.weights, strict=True):
+        weights[text] = max(weight, weights.get(text, weight))
+    return weights

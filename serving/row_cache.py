@@ -18,7 +18,7 @@ _ENTRY_BYTES = 400  # of a key, the records around it, and their places
 
 
 class RowCache:
-    """The least recently used go first. `max_bytes` 0 keeps nothing."""
+    """The least recently used go first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._rows: cachetools.LRUCache[Hashable, Any] = cachetools.LRUCache(
@@ -26,10 +26,6 @@ class RowCache:
         )
         self.num_hits = 0
         self.num_misses = 0
-
-    @property
-    def is_on(self) -> bool:
-        return self._rows.maxsize > 0
 
     @property
     def num_bytes(self) -> int:

@@ -1,50 +1,59 @@
-"""Pairs of texts to scores: by a reranker, or by comparing an embedder's vectors.
-
-The same path as in serving/texts.py; a dialect makes a ScoreRequest.
-"""
+"""Pairs of texts to scores: by a reranker, or by comparing an embedder's outputs."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
 
-from api.http.errors import BadRequest
 from engine.tokens import PairLimits, Side
 from engine.views import Weights, hybrid_score
-from serving.server import Embedder, Reranker, Service, Serving, TokenIds
-from serving.texts import Cost, EmbedRequest, Work, check_embeds, run, tokenizer_of
+from serving.embedding import EmbedRequest, check_embeds, tokenizing
+from serving.errors import InvalidRequest
+from serving.models.resident import Resident
+from serving.rows import Cost, Work, check_texts, compute
+from serving.state import Call
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """(query, document) pairs. `weights` are for models that compare vectors.
+    """`queries` and `documents` are 1:N or N:N, of the names that `fields` are in the request.
 
-    `has_sides` says that the pairs are queries and documents, which take their own prompts there.
+    `has_roles` says that they are queries and documents, which an embedder gives prompts of their
+    own. `weights` are for models that compare outputs. `max_document` bounds a document's tokens.
     """
 
-    pairs: Sequence[tuple[str, str]]
+    queries: Sequence[Any]
+    documents: Sequence[Any]
+    fields: tuple[str, str] = ("query", "documents")
     truncate: bool = True
+    truncation_side: Side = "right"
     max_length: int | None = None
     max_document: int | None = None
     instruction: str | None = None
     weights: Weights | None = None
-    has_sides: bool = True
-    truncation_side: Side = "right"
+    has_roles: bool = True
+    keep_alive_s: float | None = None
+
+    def pairs(self) -> list[tuple[str, str]]:
+        queries, documents = self.queries, self.documents
+        queries = queries if len(queries) > 1 else list(queries) * len(documents)
+        return list(zip(queries, documents, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """`raw` `[n]` in the pairs' order. `is_logit`: a sigmoid makes relevance of it; else it is a
-    similarity of vectors, which needs none."""
+    similarity of vectors, which needs none. `model` is as the answer tells it."""
 
     raw: NDArray[np.float32]
     is_logit: bool
     cost: Cost
+    model: str = ""
 
     def scores(self, raw: bool) -> NDArray[np.float32]:
         if raw or not self.is_logit:
@@ -59,69 +68,73 @@ class Scored:
         return [(i, scores[i]) for i in (order[:top_n] if top_n and top_n > 0 else order)]
 
 
-async def score_by_name(
-    service: Service,
-    request: Request,
-    asked: str | None,
-    wanted: ScoreRequest,
-    keep_alive_s: float | None = None,
-) -> tuple[str, Scored]:
-    """By the model asked for, else the default reranker; with its name as the answer tells it."""
-    folder = await service.find_reranker(asked)
-    async with service.lease(request, folder, keep_alive_s) as serving:
-        return asked or folder.name, await score(service, serving, wanted)
+async def score(call: Call, asked: str | None, wanted: ScoreRequest) -> Scored:
+    """By the model asked for, else the default reranker. One raw score a pair: a reranker reads the
+    two together, an embedder compares its outputs.
+
+    Raises what `embed` raises.
+    """
+    max_inputs = call.serving.settings.max_inputs
+    for texts, field in zip((wanted.queries, wanted.documents), wanted.fields, strict=True):
+        check_texts(texts, max_inputs, field)
+    folder = await call.serving.find_reranker(asked)
+    async with call.lease(folder, wanted.keep_alive_s) as resident:
+        model: Any = resident.model
+        pairs = wanted.pairs()
+        raw: Any = []
+        cost = Cost()
+        if pairs and model.is_reranker:
+            raw, cost = await compute(call, resident, [_tokenizing_pairs(model, pairs, wanted)])
+        elif pairs:
+            raw, cost = await _compare(call, resident, pairs, wanted)
+        is_logit = model.is_reranker or not pairs
+        return Scored(np.asarray(raw, dtype=np.float32), is_logit, cost, asked or folder.name)
 
 
-async def score(service: Service, serving: Serving, wanted: ScoreRequest) -> Scored:
-    """One raw score a pair. A reranker reads the two together; an embedder compares vectors."""
-    if not wanted.pairs:
-        return Scored(np.empty(0, dtype=np.float32), True, Cost(0, 0.0, 0.0, 0.0))
-    if not serving.model.is_reranker:
-        return await _score_by_vectors(service, serving, wanted)
-    model: Reranker = serving.model
+def _tokenizing_pairs(model: Any, pairs: list[tuple[str, str]], wanted: ScoreRequest) -> Work:
     if wanted.weights is not None:
-        raise BadRequest(f"weights: model '{model.name}' is a reranker and has one score only")
+        raise InvalidRequest(f"weights: model '{model.name}' is a reranker and has one score only")
     max_length = min(wanted.max_length or model.max_length, model.max_length)
     limits = PairLimits(max_length, wanted.truncate, wanted.max_document, wanted.truncation_side)
 
-    def tokenize(part: list[tuple[str, str]], first: int) -> Sequence[TokenIds]:
-        return model.tokenize_pairs(part, limits, wanted.instruction, first)
+    def tokenize(part: list[tuple[str, str]], first: int) -> Sequence[Any]:
+        tokens: Sequence[Any] = model.tokenize_pairs(part, limits, wanted.instruction, first)
+        return tokens
 
-    rows, cost = await run(service, serving, [(wanted.pairs, tokenize)])
-    return Scored(np.asarray(rows, dtype=np.float32), True, cost)
+    return pairs, tokenize
 
 
-async def _score_by_vectors(service: Service, serving: Serving, wanted: ScoreRequest) -> Scored:
+async def _compare(
+    call: Call, resident: Resident, pairs: list[tuple[str, str]], wanted: ScoreRequest
+) -> tuple[NDArray[np.float32], Cost]:
     """Each text is embedded once, however many pairs it is in."""
-    model: Embedder = serving.model
+    model: Any = resident.model
     weights = wanted.weights or Weights()
-    views = tuple(view for view in ("dense", "sparse", "colbert") if getattr(weights, view))
-    check_embeds(model.name, model.is_reranker, model.views, views)
-    views = ("dense", *(view for view in views if view != "dense"))
-    sides: list[Work] = []
-    places: list[dict[str, int]] = []
-    for side, input_type in enumerate(("query", "document") if wanted.has_sides else (None, None)):
-        texts = list(dict.fromkeys(pair[side] for pair in wanted.pairs))
-        places.append({text: place for place, text in enumerate(texts)})
-        is_document = side == 1
+    outputs = tuple(name for name in ("dense", "sparse", "colbert") if getattr(weights, name))
+    works: list[Work] = []
+    rows_of: list[dict[str, int]] = []
+    for role, input_type in enumerate(("query", "document") if wanted.has_roles else (None, None)):
+        texts = list(dict.fromkeys(pair[role] for pair in pairs))
+        first = sum(map(len, rows_of))
+        rows_of.append({text: first + index for index, text in enumerate(texts)})
+        is_document = role == 1
         asked = EmbedRequest(
             texts,
-            wanted.truncate,
-            wanted.max_length,
-            views,
+            truncate=wanted.truncate,
             truncation_side=wanted.truncation_side,
+            max_length=wanted.max_length,
+            outputs=outputs,
         )
+        check_embeds(model.name, model, asked)
         prompt = model.prompt(None, input_type, None if is_document else wanted.instruction)
-        limit = wanted.max_document if is_document else None
-        sides.append((texts, tokenizer_of(model, asked, prompt, limit)))
-    rows, cost = await run(service, serving, sides, views)
-    num_queries = len(places[0])
+        works.append(tokenizing(model, asked, prompt, wanted.max_document if is_document else None))
+    rows, cost = await compute(call, resident, works, ("dense", *outputs))
 
     def compare() -> NDArray[np.float32]:
         scores = {
-            (q, d): hybrid_score(rows[places[0][q]], rows[num_queries + places[1][d]], weights)
-            for q, d in dict.fromkeys(wanted.pairs)
+            (q, d): hybrid_score(rows[rows_of[0][q]], rows[rows_of[1][d]], weights)
+            for q, d in dict.fromkeys(pairs)
         }
-        return np.array([scores[pair] for pair in wanted.pairs], dtype=np.float32)
+        return np.array([scores[pair] for pair in pairs], dtype=np.float32)
 
-    return Scored(await asyncio.to_thread(compare), False, cost)
+    return await asyncio.to_thread(compare), cost

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.setting_sources import BadSetting, read_flags, read_settings
+from serving.configuration import BadSetting, read_flags, read_settings
 
 KEY = "a-secret-key-5e1f"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.setting_sources import BadSetting, read_flags, read_settings, unknown_variables
+from serving.configuration import BadSetting, odd_variables, read_flags, read_settings
 from settings import ServeFlags, Settings
 
 
@@ -43,10 +43,10 @@ BAD = [
     ("LOAD_TIMEOUT_S", "86401"),
     ("LOAD_TIMEOUT_S", "nan"),
     ("MAX_COLBERT_TOKENS", "0"),
-    ("MAX_STEP_TOKENS", "0"),
-    ("MAX_STEP_TOKENS", "1048577"),
-    ("MAX_STEP_TOKENS", "1e3"),
-    ("YIELD", "maybe"),
+    ("MAX_BATCH_TOKENS", "0"),
+    ("MAX_BATCH_TOKENS", "1048577"),
+    ("MAX_BATCH_TOKENS", "1e3"),
+    ("PREEMPTION", "maybe"),
     ("MAX_URGENT_TOKENS", "0"),
     ("CORS_ORIGINS", "example.com"),
     ("CORS_ORIGINS", "https://example.com/"),
@@ -60,8 +60,8 @@ BAD = [
     ("MAX_INPUTS", "0"),
     ("MAX_QUEUE_TOKENS", "0"),
     ("MAX_QUEUE_TOKENS", "2M"),
-    ("MAX_QUEUE_JOBS", "0"),
-    ("MAX_QUEUE_JOBS", "-1"),
+    ("MAX_QUEUE_REQUESTS", "0"),
+    ("MAX_QUEUE_REQUESTS", "-1"),
     ("REQUEST_TIMEOUT_S", "0"),
     ("REQUEST_TIMEOUT_S", "86401"),
     ("REQUEST_TIMEOUT_S", "nan"),
@@ -88,7 +88,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("MODEL", "BGE-M3", "BGE-M3"),
     ("DEVICE", "CUDA:1", "cuda:1"),
     ("DTYPE", " BFloat16 ", "bfloat16"),
-    ("LAYOUT", "Packed", "packed"),
+    ("LAYOUT", "Packed", "unpadded"),
     ("LINEAR", "PLAIN", "plain"),
     ("POOLING", "CLS", "cls"),
     ("POOLING", "weighted_mean", "weighted_mean"),
@@ -105,11 +105,11 @@ GOOD: list[tuple[str, str, Any]] = [
     ("LOAD_TIMEOUT_S", "0.5", 0.5),
     ("MAX_COLBERT_TOKENS", "1", 1),
     ("MAX_QUEUE_TOKENS", "1", 1),
-    ("MAX_QUEUE_JOBS", "1", 1),
+    ("MAX_QUEUE_REQUESTS", "1", 1),
     ("REQUEST_TIMEOUT_S", "0.5", 0.5),
     ("REQUEST_TIMEOUT_S", "86400", 86400.0),
-    ("MAX_STEP_TOKENS", "1", 1),
-    ("MAX_STEP_TOKENS", "1048576", 1 << 20),
+    ("MAX_BATCH_TOKENS", "1", 1),
+    ("MAX_BATCH_TOKENS", "1048576", 1 << 20),
     ("THREADS", "AUTO", "auto"),
     ("THREADS", "1", 1),
     ("THREADS", " 1024 ", 1024),
@@ -139,7 +139,7 @@ def test_a_bad_value_is_refused_by_name_and_shown(
 
 
 def test_a_bad_flag_is_refused_by_its_variable() -> None:
-    with pytest.raises(BadSetting, match=r"^EMBEDDING_MAX_STEP_TOKENS: .*\(got '0'\)$"):
+    with pytest.raises(BadSetting, match=r"^EMBEDDING_MAX_BATCH_TOKENS: .*\(got '0'\)$"):
         read_flags(["--max-step-tokens", "0"])
 
 
@@ -264,13 +264,13 @@ def test_every_setting_says_what_it_is(name: str) -> None:
 )
 def test_an_unknown_variable_is_hinted_at(name: str, hint: str) -> None:
     hint = hint.replace("{", "EMBEDDING_").replace("}", "")
-    (line,) = unknown_variables({name: "1", "EMBEDDING_PORT": "1", "PATH": "/bin"})
+    (line,) = odd_variables({name: "1", "EMBEDDING_PORT": "1", "PATH": "/bin"})
     assert hint in line
 
 
 def test_known_and_foreign_variables_are_not_hinted_at() -> None:
     known = {f"EMBEDDING_{name.upper()}": "1" for name in Settings.model_fields}
-    assert unknown_variables({**known, "embedding_port": "1", "EMBED_PORT": "1"}) == []
+    assert odd_variables({**known, "embedding_port": "1", "EMBED_PORT": "1"}) == []
 
 
 def test_flags_reach_another_process_as_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dialects.fields import Body, EncodingFormat, Outputs, PromptFields, WholeNumber
-from api.http import schema, writing
-from api.http.body import read_request
-from api.http.errors import BadRequest
-from serving.embedding import Answered, Form, embed_views, outputs_of, views_of
-from serving.scoring import ScoreRequest, score_by_name
-from serving.server import Service
-from serving.texts import EmbedRequest, check_texts
+from api.dialects.fields import (
+    Body,
+    EncodingFormat,
+    Outputs,
+    PromptFields,
+    WholeNumber,
+)
+from api.http.body import begin
+from api.http.routes import Routes
+from api.http.writing import respond
+from serving.embedding import EmbedRequest, PromptChoice, embed
+from serving.errors import InvalidRequest
+from serving.scoring import ScoreRequest, score
 
-router = APIRouter(tags=["Ollama"])
+routes = Routes("Ollama", "ollama")
 
 
 class Options(BaseModel):
@@ -70,71 +75,49 @@ class EmbedAnswer(BaseModel):
 _DURATIONS = {"total_duration": 14143917, "load_duration": 1019500}
 
 
-@router.post(
+@routes.post(
     "/api/embed",
     summary="Embed texts",
-    responses=schema.gives(
-        EmbedAnswer,
-        {
-            "model": "bge-m3",
-            "embeddings": [[0.0101, -0.0017, 0.0541]],
-            **_DURATIONS,
-            "prompt_eval_count": 8,
-        },
-        "ollama",
-    ),
-    openapi_extra=schema.takes(
-        EmbedBody,
-        one_text={"input": "why is the sky blue?"},
-        many_texts={"input": ["why is the sky blue?", "hello"], "dimensions": 256},
-    ),
+    takes=EmbedBody,
+    examples={
+        "one_text": {"input": "why is the sky blue?"},
+        "many_texts": {"input": ["why is the sky blue?", "hello"], "dimensions": 256},
+    },
+    gives=EmbedAnswer,
+    example={
+        "model": "bge-m3",
+        "embeddings": [[0.0101, -0.0017, 0.0541]],
+        **_DURATIONS,
+        "prompt_eval_count": 8,
+    },
 )
 async def post_embed(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
     start = time.perf_counter_ns()
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, EmbedBody, settings.max_body_bytes)
-    folder = service.find(body.model)
-    texts = _texts(body.input)
-    check_texts(texts, settings.max_inputs, "input")
-    outputs = outputs_of(body.outputs)
-    form = Form(
-        outputs,
-        as_base64=body.encoding_format == "base64",
+    call, body = await begin(request, EmbedBody)
+    wanted = EmbedRequest(
+        _texts(body.input),
+        truncate=body.truncate is not False,
+        max_length=body.max_length(),
+        prompt=PromptChoice(body.prompt_name, body.input_type, body.instruction, body.task),
+        outputs=tuple(body.outputs or ["dense"]),
         dimensions=body.dimensions,
         strict=False,
+        as_base64=body.encoding_format == "base64",
         sparse_as_text=body.sparse_keys == "text",
+        keep_alive_s=body.keep_alive,
     )
-    answered = await embed_views(
-        service, request, folder, _wanted(body, texts, outputs), form, body.keep_alive
-    )
-    answer: dict[str, Any] = {"model": body.model or folder.name}
-    answer |= {_FIELDS[view]: value for view, value in answered.views.items()}
-    answer |= _durations(answered, start)
-    content = await writing.write(answer)
-    return Response(content, 200, answered.headers(), "application/json")
+    embedded = await embed(call, body.model, wanted)
+    answer: dict[str, Any] = {"model": embedded.model}
+    answer |= {_FIELDS[output]: value for output, value in embedded.outputs.items()}
+    answer["load_duration"] = int(embedded.load_s * 1e9)
+    answer["total_duration"] = time.perf_counter_ns() - start
+    if embedded.cost is not None:
+        answer["prompt_eval_count"] = embedded.num_tokens
+    return await respond(answer, embedded.cost)
 
 
 _FIELDS = {"dense": "embeddings", "sparse": "sparse", "colbert": "colbert"}
-
-
-def _wanted(body: EmbedBody, texts: list[Any], outputs: tuple[str, ...]) -> EmbedRequest:
-    return EmbedRequest(
-        texts,
-        truncate=body.truncate is not False,
-        max_length=body.max_length(),
-        views=views_of(outputs),
-        prompt=body.prompt_choice(),
-    )
-
-
-def _durations(answered: Answered, start_ns: int) -> dict[str, int]:
-    times = {
-        "load_duration": int(answered.load_s * 1e9),
-        "total_duration": time.perf_counter_ns() - start_ns,
-    }
-    return times | ({"prompt_eval_count": answered.num_tokens} if answered.cost else {})
 
 
 def _texts(value: Any) -> list[Any]:
@@ -145,7 +128,7 @@ def _texts(value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list):
         return value
-    raise BadRequest("invalid input type: input must be a string or a list of strings")
+    raise InvalidRequest("invalid input type: input must be a string or a list of strings")
 
 
 class EmbeddingsBody(_OllamaBody):
@@ -160,28 +143,27 @@ class EmbeddingsAnswer(BaseModel):
     embedding: list[float]
 
 
-@router.post(
+@routes.post(
     "/api/embeddings",
     summary="Embed one text, not normalised; Ollama's older call",
-    responses=schema.gives(EmbeddingsAnswer, {"embedding": [0.5671, -0.0924, 3.041]}, "ollama"),
-    openapi_extra=schema.takes(EmbeddingsBody, one_text={"prompt": "why is the sky blue?"}),
+    takes=EmbeddingsBody,
+    examples={"one_text": {"prompt": "why is the sky blue?"}},
+    gives=EmbeddingsAnswer,
+    example={"embedding": [0.5671, -0.0924, 3.041]},
 )
 async def post_embeddings(request: Request) -> Response:
     """The vector as pooled; none for an empty prompt, which only loads the model."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, EmbeddingsBody, settings.max_body_bytes)
-    folder = service.find(body.model)
+    call, body = await begin(request, EmbeddingsBody)
     wanted = EmbedRequest(
         [body.prompt] if body.prompt else [],
         truncate=body.truncate is not False,
         max_length=body.max_length(),
+        normalize=False,
+        keep_alive_s=body.keep_alive,
     )
-    form = Form(normalize=False)
-    answered = await embed_views(service, request, folder, wanted, form, body.keep_alive)
-    rows = answered.views["dense"]
-    content = writing.dumps({"embedding": rows[0] if len(rows) else []})
-    return Response(content, 200, answered.headers(), "application/json")
+    embedded = await embed(call, body.model, wanted)
+    rows = embedded.outputs["dense"]
+    return await respond({"embedding": rows[0] if len(rows) else []}, embedded.cost)
 
 
 class RerankBody(Body):
@@ -207,32 +189,26 @@ class RerankAnswer(BaseModel):
     results: list[RerankResult]
 
 
-@router.post(
+@routes.post(
     "/api/rerank",
     summary="Order documents by relevance to a query",
-    responses=schema.gives(
-        RerankAnswer,
-        {"model": "bge-reranker-v2-m3", "results": [{"index": 0, "relevance_score": 0.98}]},
-        "ollama",
-    ),
-    openapi_extra=schema.takes(
-        RerankBody, panda={"query": "what is a panda?", "documents": ["a bear", "a city"]}
-    ),
+    takes=RerankBody,
+    examples={"panda": {"query": "what is a panda?", "documents": ["a bear", "a city"]}},
+    gives=RerankAnswer,
+    example={"model": "bge-reranker-v2-m3", "results": [{"index": 0, "relevance_score": 0.98}]},
 )
 async def post_rerank(request: Request) -> Response:
     """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, RerankBody, settings.max_body_bytes)
-    check_texts(body.documents, settings.max_inputs, "documents")
+    call, body = await begin(request, RerankBody)
     wanted = ScoreRequest(
-        [(body.query, document) for document in body.documents],
+        [body.query],
+        body.documents,
         instruction=body.instruction or None,
+        keep_alive_s=body.keep_alive,
     )
-    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
+    scored = await score(call, body.model, wanted)
     results = [
         {"index": index, "relevance_score": value}
         for index, value in scored.best(body.top_n, raw=False)
     ]
-    content = await writing.write({"model": name, "results": results})
-    return Response(content, 200, scored.cost.headers(), "application/json")
+    return await respond({"model": scored.model, "results": results}, scored.cost)

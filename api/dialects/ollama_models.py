@@ -8,20 +8,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel
 
 from api.dialects.fields import Body
-from api.http import schema
-from api.http.body import read_request
-from api.http.errors import ApiError, BadRequest
+from api.http.body import check, read_object
+from api.http.routes import Routes
 from api.version import server_version
 from engine.errors import ModelError
 from engine.memory import num_values
-from serving.catalog import Entry
-from serving.server import Service
+from serving.errors import InvalidRequest, NotFound
+from serving.models.catalog import Entry
+from serving.server import Server
 
-router = APIRouter(tags=["Ollama"])
+routes = Routes("Ollama", "ollama")
 
 
 class ModelDetails(BaseModel):
@@ -68,17 +68,16 @@ TAG = {
 }
 
 
-@router.get(
+@routes.get(
     "/api/tags",
     summary="Models that can be served",
-    responses=schema.gives(Tags, {"models": [TAG]}, "ollama"),
+    gives=Tags,
+    example={"models": [TAG]},
 )
 async def get_tags(request: Request) -> Tags:
     """Pinned ones first. What cannot be served is in the log and in `embedding models`."""
-    service: Service = request.app.state.service
-    service.admit()
-    assert service.catalog is not None
-    entries = await asyncio.to_thread(service.catalog.entries)
+    server: Server = request.app.state.server
+    entries = await asyncio.to_thread(server.serving.catalog.entries)
     tags = await asyncio.to_thread(lambda: [tag_of(entry) for entry in entries if entry.recipe])
     return Tags(models=[Tag(**tag) for tag in tags if tag])
 
@@ -119,23 +118,26 @@ _SHOWN = {
 }
 
 
-@router.post(
+@routes.post(
     "/api/show",
     summary="What a model is",
-    responses=schema.gives(Shown, _SHOWN, "ollama"),
-    openapi_extra=schema.takes(ShowBody, the_default={}),
+    takes=ShowBody,
+    examples={"the_default": {}},
+    gives=Shown,
+    example=_SHOWN,
+    computes=False,
 )
 async def post_show(request: Request) -> Shown:
     """Family, size, longest input, width, and whether it embeds or reranks."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, ShowBody, settings.max_body_bytes)
-    entry = await service.entry(body.model or body.name)
+    server: Server = request.app.state.server
+    serving = server.serving
+    body = check(await read_object(request), ShowBody)
+    entry = await serving.entry(body.model or body.name)
     if entry.recipe is None:
-        raise BadRequest(f"model '{entry.folder.name}' cannot be served: {entry.reason}")
+        raise InvalidRequest(f"model '{entry.folder.name}' cannot be served: {entry.reason}")
     shown = await asyncio.to_thread(_shown, entry)
     if shown is None:
-        raise ApiError(404, f"model '{entry.folder.name}' not found")
+        raise NotFound(f"model '{entry.folder.name}' not found")
     return shown
 
 
@@ -172,10 +174,11 @@ class Version(BaseModel):
     version: str
 
 
-@router.get(
+@routes.get(
     "/api/version",
     summary="The server's version",
-    responses=schema.gives(Version, {"version": "0.1.0"}, "ollama"),
+    gives=Version,
+    example={"version": "0.1.0"},
 )
 async def get_version() -> Version:
     return Version(version=server_version())

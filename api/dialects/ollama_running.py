@@ -7,27 +7,28 @@ import asyncio
 from datetime import datetime, timezone
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel
 
 from api.dialects.fields import Body
 from api.dialects.ollama_models import TAG, Tag, iso, tag_of
-from api.http import schema
-from api.http.body import read_request
-from api.http.errors import BadRequest
-from serving.server import Service
+from api.http.body import begin
+from api.http.routes import Routes
+from serving.errors import InvalidRequest
+from serving.server import Server
 
-router = APIRouter(tags=["Ollama"])
+routes = Routes("Ollama", "ollama")
 
 _FOR_EVER = "9999-12-31T23:59:59Z"
 
 
 class Running(Tag):
-    """A model in memory."""
+    """A model in memory. `pinned`: it was loaded at start and stays."""
 
     expires_at: str
     size_vram: int
     context_length: int
+    pinned: bool
 
 
 class RunningModels(BaseModel):
@@ -36,22 +37,21 @@ class RunningModels(BaseModel):
     models: list[Running]
 
 
-_RUNNING = {**TAG, "expires_at": _FOR_EVER, "size_vram": 0, "context_length": 8192}
+_RUNNING = {**TAG, "expires_at": _FOR_EVER, "size_vram": 0, "context_length": 8192, "pinned": True}
 
 
-@router.get(
+@routes.get(
     "/api/ps",
     summary="Models in memory",
-    responses=schema.gives(RunningModels, {"models": [_RUNNING]}, "ollama"),
+    gives=RunningModels,
+    example={"models": [_RUNNING]},
 )
 async def get_ps(request: Request) -> RunningModels:
     """With when each will be unloaded, if nobody asks for it again."""
-    service: Service = request.app.state.service
-    service.admit()
-    assert service.catalog is not None
-    assert service.residents is not None
-    residents = {resident.name: resident for resident in service.residents.resident()}
-    entries = await asyncio.to_thread(service.catalog.entries)
+    server: Server = request.app.state.server
+    serving = server.serving
+    residents = {resident.name: resident for resident in serving.residents.resident()}
+    entries = await asyncio.to_thread(serving.catalog.entries)
     loop_now, now = asyncio.get_running_loop().time(), datetime.now(timezone.utc).timestamp()
     running = []
     for entry in entries:
@@ -68,6 +68,7 @@ async def get_ps(request: Request) -> RunningModels:
                 expires_at=_FOR_EVER if expires is None else iso(now + expires - loop_now),
                 size_vram=0 if _on_cpu(resident.model) else resident.num_bytes,
                 context_length=entry.recipe.max_length,
+                pinned=resident.pinned,
             )
         )
     return RunningModels(models=running)
@@ -89,36 +90,31 @@ class Generated(BaseModel):
     done_reason: str
 
 
-@router.post(
+@routes.post(
     "/api/generate",
     summary="Load a model, or with keep_alive 0 unload it; generates nothing",
-    responses=schema.gives(
-        Generated,
-        {
-            "model": "bge-m3",
-            "created_at": "2026-11-21T09:00:00+00:00",
-            "response": "",
-            "done": True,
-            "done_reason": "load",
-        },
-        "ollama",
-    ),
-    openapi_extra=schema.takes(GenerateBody, load={"keep_alive": "10m"}),
+    takes=GenerateBody,
+    examples={"load": {"keep_alive": "10m"}},
+    gives=Generated,
+    example={
+        "model": "bge-m3",
+        "created_at": "2026-11-21T09:00:00+00:00",
+        "response": "",
+        "done": True,
+        "done_reason": "load",
+    },
 )
 async def post_generate(request: Request) -> Generated:
     """A model of EMBEDDING_MODEL always stays."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, GenerateBody, settings.max_body_bytes)
+    call, body = await begin(request, GenerateBody)
     if body.prompt:
-        raise BadRequest("prompt: this server embeds and reranks, it generates no text")
-    folder = service.find(body.model)
-    assert service.residents is not None
+        raise InvalidRequest("prompt: this server embeds and reranks, it generates no text")
+    folder = await call.serving.find(body.model)
     if body.keep_alive == 0:
-        await service.residents.unload(folder.name)
+        await call.serving.residents.unload(folder.name)
         done_reason = "unload"
     else:
-        async with service.lease(request, folder, body.keep_alive):
+        async with call.lease(folder, body.keep_alive):
             done_reason = "load"
     created = iso(datetime.now(timezone.utc).timestamp())
     return Generated(

@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
 from api.dialects.fields import (
@@ -21,18 +21,18 @@ from api.dialects.fields import (
     TruncateFields,
     Usage,
     WholeNumber,
+    read_inputs,
     usage,
 )
-from api.dialects.inputs import Inputs, read_inputs
-from api.http import schema, writing
-from api.http.body import read_request
-from api.http.errors import ApiError
-from serving.catalog import Entry
-from serving.embedding import Answered, Form, embed_views, outputs_of, views_of
-from serving.server import Service
-from serving.texts import EmbedRequest
+from api.http.body import begin
+from api.http.routes import Routes
+from api.http.writing import respond
+from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed
+from serving.errors import NotFound
+from serving.models.catalog import Entry
+from serving.server import Server
 
-router = APIRouter(tags=["OpenAI"])
+routes = Routes("OpenAI", "openai")
 
 
 class EmbeddingsBody(Body, PromptFields, TruncateFields):
@@ -51,7 +51,7 @@ class EmbeddingsBody(Body, PromptFields, TruncateFields):
 
 
 class EmbeddingItem(BaseModel):
-    """One text's views; a view that was not asked for is absent."""
+    """One text's outputs; one that was not asked for is absent."""
 
     object: str
     index: int
@@ -81,62 +81,56 @@ _EXAMPLE = {
 }
 
 
-@router.post("/embeddings", include_in_schema=False)
-@router.post(
+@routes.post(
     "/v1/embeddings",
+    "/embeddings",
     summary="Embed texts; also /embeddings",
-    responses=schema.gives(EmbeddingsAnswer, _EXAMPLE, "openai"),
-    openapi_extra=schema.takes(
-        EmbeddingsBody,
-        one_text={"input": "why is the sky blue?"},
-        base64={"input": ["why is the sky blue?", "hello"], "encoding_format": "base64"},
-    ),
+    takes=EmbeddingsBody,
+    examples={
+        "one_text": {"input": "why is the sky blue?"},
+        "base64": {"input": ["why is the sky blue?", "hello"], "encoding_format": "base64"},
+    },
+    gives=EmbeddingsAnswer,
+    example=_EXAMPLE,
 )
 async def post_embeddings(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, EmbeddingsBody, settings.max_body_bytes)
-    folder = service.find(body.model)
-    inputs = read_inputs(body.input, "input", settings)
-    outputs = outputs_of(body.outputs)
-    form = Form(outputs, body.encoding_format == "base64", body.dimensions)
-    wanted = _wanted(body, inputs, outputs)
-    answered = await embed_views(service, request, folder, wanted, form, body.keep_alive)
-    answer = {
-        "object": "list",
-        "data": _items(answered, len(inputs)),
-        "model": body.model or folder.name,
-        "usage": usage(answered.num_tokens),
-        "id": f"embd-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-    }
-    content = await writing.write(answer)
-    return Response(content, 200, answered.headers(), "application/json")
-
-
-def _wanted(body: EmbeddingsBody, inputs: Inputs, outputs: tuple[str, ...]) -> EmbedRequest:
-    return EmbedRequest(
+    call, body = await begin(request, EmbeddingsBody)
+    inputs = read_inputs(body.input, "input", call.serving.settings)
+    wanted = EmbedRequest(
         inputs.texts,
         token_ids=inputs.token_ids,
         truncate=body.truncate is not False,
-        max_length=body.max_length(),
         truncation_side=body.truncation_side or "right",
+        max_length=body.truncate_prompt_tokens,
         add_special_tokens=body.add_special_tokens is not False,
-        views=views_of(outputs),
-        prompt=body.prompt_choice(),
+        prompt=PromptChoice(body.prompt_name, body.input_type, body.instruction, body.task),
+        outputs=tuple(body.outputs or ["dense"]),
+        dimensions=body.dimensions,
+        as_base64=body.encoding_format == "base64",
+        keep_alive_s=body.keep_alive,
     )
+    embedded = await embed(call, body.model, wanted)
+    answer = {
+        "object": "list",
+        "data": _items(embedded, len(wanted.inputs)),
+        "model": embedded.model,
+        "usage": usage(embedded.num_tokens),
+        "id": f"embd-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+    }
+    return await respond(answer, embedded.cost)
 
 
 _FIELDS = {"dense": "embedding", "sparse": "sparse", "colbert": "colbert"}
 
 
-def _items(answered: Answered, num_items: int) -> list[dict[str, Any]]:
+def _items(embedded: Embedded, num_items: int) -> list[dict[str, Any]]:
     return [
         {
             "object": "embedding",
             "index": index,
-            **{_FIELDS[view]: values[index] for view, values in answered.views.items()},
+            **{_FIELDS[output]: values[index] for output, values in embedded.outputs.items()},
         }
         for index in range(num_items)
     ]
@@ -168,34 +162,33 @@ _CARD = {
 }
 
 
-@router.get(
+@routes.get(
     "/v1/models",
     summary="Models that can be served",
-    responses=schema.gives(ModelCards, {"object": "list", "data": [_CARD]}, "openai"),
+    gives=ModelCards,
+    example={"object": "list", "data": [_CARD]},
 )
 async def get_models(request: Request) -> ModelCards:
     """Those loaded at start come first."""
-    service: Service = request.app.state.service
-    service.admit()
-    assert service.catalog is not None
-    entries = await asyncio.to_thread(service.catalog.entries)
+    server: Server = request.app.state.server
+    entries = await asyncio.to_thread(server.serving.catalog.entries)
     cards = await asyncio.to_thread(lambda: [_card(entry) for entry in entries])
     return ModelCards(object="list", data=[card for card in cards if card])
 
 
-@router.get(
+@routes.get(
     "/v1/models/{model:path}",
     summary="One model",
-    responses=schema.gives(ModelCard, _CARD, "openai"),
+    gives=ModelCard,
+    example=_CARD,
 )
 async def get_model(request: Request, model: str) -> ModelCard:
     """By its name, `name:latest` or a hub id."""
-    service: Service = request.app.state.service
-    service.admit()
-    entry = await service.entry(model)
+    server: Server = request.app.state.server
+    entry = await server.serving.entry(model)
     card = await asyncio.to_thread(_card, entry)
     if card is None:
-        raise ApiError(404, f"model '{model}' cannot be served: {entry.reason}", param="model")
+        raise NotFound(f"model '{model}' cannot be served: {entry.reason}", "model")
     return card
 
 

@@ -1,70 +1,35 @@
 """POST /rerank, as vLLM, Jina and Cohere clients call it, with and without /v1, /v2.
 
-Reads and writes that dialect and nothing more; the work is in serving/scoring.py. A request with
-`texts` is for api/dialects/tei.py, whose /rerank this also is.
+Reads and writes and nothing more; the work is in serving/scoring.py. A request with `texts` is
+text-embeddings-inference's, whose /rerank this also is.
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fastapi import Request, Response
+from pydantic import BaseModel, Field
 
-from api.dialects import tei
-from api.dialects.fields import Body, TruncateFields, Usage, WholeNumber, usage
-from api.http import schema, writing
+from api.dialects.fields import (
+    Body,
+    RelevanceBody,
+    Side,
+    Usage,
+    WholeNumber,
+    text_of,
+    usage,
+)
 from api.http.body import check, read_object
-from api.http.dialects import speaks
-from api.http.errors import BadRequest
-from engine.views import Weights
-from serving.scoring import Scored, ScoreRequest, score_by_name
-from serving.server import Service
-from serving.texts import check_texts
+from api.http.errors import speaks
+from api.http.routes import Routes
+from api.http.writing import respond
+from serving.errors import InvalidRequest
+from serving.scoring import Scored, ScoreRequest, score
+from serving.state import Call
 
-router = APIRouter(tags=["Rerank and score"])
-
-_MAX_WEIGHT = 1e6
-
-
-class ViewWeights(BaseModel):
-    """How much each view of an embedder counts; a hybrid score is their weighted mean."""
-
-    model_config = ConfigDict(extra="forbid")
-    dense: Annotated[float, Field(ge=0, le=_MAX_WEIGHT, allow_inf_nan=False)] = 0.0
-    sparse: Annotated[float, Field(ge=0, le=_MAX_WEIGHT, allow_inf_nan=False)] = 0.0
-    colbert: Annotated[float, Field(ge=0, le=_MAX_WEIGHT, allow_inf_nan=False)] = 0.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_many_names(cls, value: Any) -> Any:
-        """Each of a few is named, a million are not."""
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            raise ValueError("knows dense, sparse and colbert only")
-        return value
-
-
-class RelevanceBody(Body, TruncateFields):
-    """What /rerank and /score both take."""
-
-    instruction: str | None = Field(None, description="the task, for models that take one")
-    raw_scores: bool | None = Field(None, description="true: no sigmoid")
-    use_activation: bool | None = Field(None, description="false: no sigmoid")
-    weights: ViewWeights | None = Field(
-        None, description="for an embedder with several outputs, such as bge-m3: hybrid score"
-    )
-
-    def is_raw(self) -> bool:
-        return bool(self.raw_scores) or self.use_activation is False
-
-    def view_weights(self) -> Weights | None:
-        if self.weights is None:
-            return None
-        weights = Weights(self.weights.dense, self.weights.sparse, self.weights.colbert)
-        if weights.dense + weights.sparse + weights.colbert == 0:
-            raise BadRequest("weights: at least one of dense, sparse, colbert must be above 0")
-        return weights
+routes = Routes("Rerank and score", "openai")
 
 
 class RerankBody(RelevanceBody):
@@ -84,7 +49,7 @@ class RerankedDocument(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """One document: its place in `documents`, its relevance."""
+    """One document: its index in `documents`, its relevance."""
 
     index: int
     relevance_score: float
@@ -99,6 +64,25 @@ class RerankAnswer(BaseModel):
     results: list[RerankResult]
     usage: Usage
     meta: dict[str, Any]
+
+
+class TEIRerankBody(Body):
+    """POST /rerank with `texts`"""
+
+    query: str
+    texts: list[Any]
+    raw_scores: bool | None = None
+    return_text: bool | None = None
+    truncate: bool | None = None
+    truncation_direction: Side = None
+
+
+class Rank(BaseModel):
+    """A text's index in `texts` and its relevance."""
+
+    index: int
+    score: float
+    text: str | None = None
 
 
 def _meta(num_tokens: int) -> dict[str, Any]:
@@ -119,53 +103,71 @@ _RERANKED = {
 }
 
 
-@router.post("/v2/rerank", include_in_schema=False)
-@router.post("/v1/rerank", include_in_schema=False)
-@router.post(
+@routes.post(
     "/rerank",
+    "/v2/rerank",
+    "/v1/rerank",
     summary="Order documents by relevance to a query; also /v1/rerank and /v2/rerank",
-    responses=schema.gives(RerankAnswer | list[tei.Rank], _RERANKED, "openai"),
-    openapi_extra=schema.takes(
-        RerankBody,
-        documents={"query": "what is a panda?", "documents": ["a bear", "a city"]},
-        as_tei={"query": "what is a panda?", "texts": ["a bear", "a city"]},
-    ),
+    takes=RerankBody,
+    examples={
+        "documents": {"query": "what is a panda?", "documents": ["a bear", "a city"]},
+        "as_tei": {"query": "what is a panda?", "texts": ["a bear", "a city"]},
+    },
+    gives=RerankAnswer | list[Rank],
+    example=_RERANKED,
 )
 async def post_rerank(request: Request) -> Response:
     """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties. With
     `texts` instead of `documents` it answers as text-embeddings-inference does."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    value = await read_object(request, settings.max_body_bytes)
+    call: Call = request.scope["state"]["call"]
+    value = await read_object(request)
     if value.get("texts") is not None:
         if value.get("documents") is not None:
-            raise BadRequest("give documents or texts, not both", "documents")
+            raise InvalidRequest("give documents or texts, not both", "documents")
         speaks(request, "tei")
-        return await tei.rerank(request, service, settings, value)
+        return await _rank(call, check(value, TEIRerankBody))
     body = check(value, RerankBody)
     documents = [text_of(document, "documents") for document in body.documents]
-    check_texts(documents, settings.max_inputs, "documents")
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
-        raise BadRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
+        raise InvalidRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
     wanted = ScoreRequest(
-        [(body.query, document) for document in documents],
+        [body.query],
+        documents,
         truncate=body.truncate is not False,
-        max_length=body.max_length(),
-        max_document=body.max_tokens_per_doc,
         truncation_side=body.truncation_side or "right",
+        max_length=body.truncate_prompt_tokens,
+        max_document=body.max_tokens_per_doc,
         instruction=body.instruction or None,
-        weights=body.view_weights(),
+        weights=body.output_weights(),
+        keep_alive_s=body.keep_alive,
     )
-    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
+    scored = await score(call, body.model, wanted)
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
-        "model": name,
+        "model": scored.model,
         "results": _results(body, documents, scored),
         "usage": usage(scored.cost.num_tokens),
         "meta": _meta(scored.cost.num_tokens),
     }
-    content = await writing.write(answer)
-    return Response(content, 200, scored.cost.headers(), "application/json")
+    return await respond(answer, scored.cost)
+
+
+async def _rank(call: Call, body: TEIRerankBody) -> Response:
+    """As text-embeddings-inference answers."""
+    wanted = ScoreRequest(
+        [body.query],
+        body.texts,
+        ("query", "texts"),
+        truncate=body.truncate is not False,
+        truncation_side=body.truncation_direction or "right",
+        keep_alive_s=body.keep_alive,
+    )
+    scored = await score(call, body.model, wanted)
+    ranks: list[dict[str, Any]] = []
+    for index, relevance in scored.best(None, bool(body.raw_scores)):
+        rank: dict[str, Any] = {"index": index, "score": relevance}
+        ranks.append(rank | ({"text": body.texts[index]} if body.return_text else {}))
+    return await respond(ranks, scored.cost)
 
 
 def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dict[str, Any]]:
@@ -176,10 +178,3 @@ def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dic
             result["document"] = {"text": documents[index]}
         results.append(result)
     return results
-
-
-def text_of(item: Any, field: str) -> Any:
-    """A text, or an object's `text`; what is no text is refused by `check_texts`."""
-    if isinstance(item, dict) and "text" not in item:
-        raise BadRequest(f'{field}: each is a text, or an object with "text"', field)
-    return item["text"] if isinstance(item, dict) else item

@@ -9,19 +9,17 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 
-from api.dialects.fields import Usage, usage
-from api.dialects.rerank import RelevanceBody, text_of
-from api.http import schema, writing
-from api.http.body import read_request
-from api.http.errors import BadRequest
-from serving.scoring import ScoreRequest, score_by_name
-from serving.server import Service
-from serving.texts import check_texts
+from api.dialects.fields import RelevanceBody, Usage, text_of, usage
+from api.http.body import begin
+from api.http.routes import Routes
+from api.http.writing import respond
+from serving.errors import InvalidRequest
+from serving.scoring import ScoreRequest, score
 
-router = APIRouter(tags=["Rerank and score"])
+routes = Routes("Rerank and score", "openai")
 
 
 class ScoreBody(RelevanceBody):
@@ -65,67 +63,65 @@ _SCORED = {
 }
 
 
-@router.post("/v1/score", include_in_schema=False)
-@router.post(
+@routes.post(
     "/score",
+    "/v1/score",
     summary="Score pairs of texts; also /v1/score",
-    responses=schema.gives(ScoreAnswer, _SCORED, "openai"),
-    openapi_extra=schema.takes(
-        ScoreBody,
-        one_to_many={"text_1": "a panda", "text_2": ["a bear", "a city"]},
-        many_to_many={"queries": ["a panda", "Paris"], "documents": ["a bear", "a city"]},
-    ),
+    takes=ScoreBody,
+    examples={
+        "one_to_many": {"text_1": "a panda", "text_2": ["a bear", "a city"]},
+        "many_to_many": {"queries": ["a panda", "Paris"], "documents": ["a bear", "a city"]},
+    },
+    gives=ScoreAnswer,
+    example=_SCORED,
 )
 async def post_score(request: Request) -> Response:
     """One score a pair: by a reranker, or by an embedder's cosine or hybrid score."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body = await read_request(request, ScoreBody, settings.max_body_bytes)
+    call, body = await begin(request, ScoreBody)
+    fields, lefts, rights = _sides(body)
     wanted = ScoreRequest(
-        _pairs(body, settings.max_inputs),
+        lefts,
+        rights,
+        fields,
         truncate=body.truncate is not False,
-        max_length=body.max_length(),
         truncation_side=body.truncation_side or "right",
+        max_length=body.truncate_prompt_tokens,
         instruction=body.instruction or None,
-        weights=body.view_weights(),
-        has_sides=body.queries is not None,
+        weights=body.output_weights(),
+        has_roles=body.queries is not None,
+        keep_alive_s=body.keep_alive,
     )
-    name, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
+    scored = await score(call, body.model, wanted)
     scores = scored.scores(body.is_raw())
     answer = {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
-        "model": name,
+        "model": scored.model,
         "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
         "usage": usage(scored.cost.num_tokens),
     }
-    content = await writing.write(answer)
-    return Response(content, 200, scored.cost.headers(), "application/json")
+    return await respond(answer, scored.cost)
 
 
-def _pairs(body: ScoreBody, max_inputs: int) -> list[tuple[str, str]]:
-    """1:1, 1:N or N:N. Raises 400 otherwise."""
-    names = _PAIR_NAMES
-    given = [(left, right) for left, right in names if getattr(body, left) is not None]
-    given = [pair for pair in given if getattr(body, pair[1]) is not None]
+def _sides(body: ScoreBody) -> tuple[tuple[str, str], list[Any], list[Any]]:
+    """The pair of fields that are given, and the list in each: 1:1, 1:N or N:N."""
+    given = [
+        (left, right)
+        for left, right in _PAIR_NAMES
+        if getattr(body, left) is not None and getattr(body, right) is not None
+    ]
     if len(given) != 1:
-        known = ", ".join(f"{left}/{right}" for left, right in names)
-        raise BadRequest(f"give exactly one of {known}")
-    sides = []
-    for name in given[0]:
-        value = getattr(body, name)
-        texts = (
-            [text_of(item, name) for item in value]
-            if isinstance(value, list)
-            else [text_of(value, name)]
-        )
-        check_texts(texts, max_inputs, name)
-        sides.append(texts)
-    lefts, rights = sides
+        known = ", ".join(f"{left}/{right}" for left, right in _PAIR_NAMES)
+        raise InvalidRequest(f"give exactly one of {known}")
+    lefts, rights = (_as_list(getattr(body, field), field) for field in given[0])
     if not lefts or not rights or (len(lefts) != 1 and len(lefts) != len(rights)):
-        raise BadRequest("Input lengths must be either 1:1, 1:N or N:N")
-    return list(zip(lefts if len(lefts) > 1 else lefts * len(rights), rights, strict=True))
+        raise InvalidRequest("Input lengths must be either 1:1, 1:N or N:N")
+    return given[0], lefts, rights
+
+
+def _as_list(value: Any, field: str) -> list[Any]:
+    return [text_of(item, field) for item in (value if isinstance(value, list) else [value])]
 
 
 _PAIR_NAMES = (

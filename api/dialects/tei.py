@@ -1,5 +1,5 @@
-"""text-embeddings-inference's dialect: /embed, /embed_sparse, /embed_all, /similarity, its form of
-/rerank. Errors: `{"error", "error_type"}`, 422 for what is invalid.
+"""text-embeddings-inference's dialect: /embed, /embed_sparse, /embed_all, /similarity, /info.
+Errors: `{"error", "error_type"}`, 422 for what is invalid.
 
 Reads and writes that dialect and nothing more. Source: huggingface.github.io/
 text-embeddings-inference (its OpenAPI).
@@ -10,22 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from api.dialects.fields import Body, Side, WholeNumber
-from api.dialects.inputs import read_inputs
-from api.http import schema, writing
-from api.http.body import check, read_request
-from api.http.errors import BadRequest
-from api.http.writing import off_loop
-from serving.embedding import Answered, Form, embed_views, views_of
-from serving.scoring import ScoreRequest, score_by_name
-from serving.server import Service
-from serving.texts import EmbedRequest, PromptChoice, check_texts
-from settings import Settings
+from api.dialects.fields import Body, Side, WholeNumber, read_inputs
+from api.http.body import begin
+from api.http.routes import Routes
+from api.http.writing import off_loop, respond
+from api.version import server_version
+from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed
+from serving.errors import InvalidRequest
+from serving.rows import check_texts
+from serving.server import Server
+from serving.state import Call, Serving
 
-router = APIRouter(tags=["text-embeddings-inference"])
+routes = Routes("text-embeddings-inference", "tei")
 
 
 class _TEIBody(Body):
@@ -54,18 +53,20 @@ class EmbedBody(InputsBody):
 _INPUTS = {"one_text": {"inputs": "why is the sky blue?"}, "two": {"inputs": ["a", "b"]}}
 
 
-@router.post(
+@routes.post(
     "/embed",
     summary="Embed texts",
-    responses=schema.gives(list[list[float]], [[0.0101, -0.0017, 0.0541]], "tei"),
-    openapi_extra=schema.takes(EmbedBody, **_INPUTS),
+    takes=EmbedBody,
+    examples=_INPUTS,
+    gives=list[list[float]],
+    example=[[0.0101, -0.0017, 0.0541]],
 )
 async def post_embed(request: Request) -> Response:
     """A vector a text, in input order."""
-    body = await _read(request, EmbedBody)
-    form = Form(dimensions=body.dimensions, normalize=body.normalize is not False)
-    answered = await _embed(request, body, form)
-    return await _respond(answered.views["dense"], answered)
+    call, body = await begin(request, EmbedBody)
+    more = {"dimensions": body.dimensions, "normalize": body.normalize is not False}
+    embedded = await _embed(call, body, "dense", **more)
+    return await respond(embedded.outputs["dense"], embedded.cost)
 
 
 class SparseValue(BaseModel):
@@ -75,64 +76,58 @@ class SparseValue(BaseModel):
     value: float
 
 
-@router.post(
+@routes.post(
     "/embed_sparse",
     summary="Lexical weights of texts, for models that have them, such as bge-m3",
-    responses=schema.gives(list[list[SparseValue]], [[{"index": 831, "value": 0.19}]], "tei"),
-    openapi_extra=schema.takes(InputsBody, **_INPUTS),
+    takes=InputsBody,
+    examples=_INPUTS,
+    gives=list[list[SparseValue]],
+    example=[[{"index": 831, "value": 0.19}]],
 )
 async def post_embed_sparse(request: Request) -> Response:
     """Token ids with their weights, a list a text."""
-    body = await _read(request, InputsBody)
-    answered = await _embed(request, body, Form(("sparse",)))
-    texts = answered.views["sparse"]
-    lists = await off_loop(lambda: [_pairs(weights) for weights in texts], answered.num_tokens)
-    return await _respond(lists, answered)
+    call, body = await begin(request, InputsBody)
+    embedded = await _embed(call, body, "sparse")
+    texts = embedded.outputs["sparse"]
+    lists = await off_loop(lambda: [_pairs(weights) for weights in texts], embedded.num_tokens)
+    return await respond(lists, embedded.cost)
 
 
 def _pairs(weights: dict[str, np.float32]) -> list[dict[str, Any]]:
     return [{"index": int(token_id), "value": value} for token_id, value in weights.items()]
 
 
-@router.post(
+@routes.post(
     "/embed_all",
     summary="A vector for every token",
-    responses=schema.gives(list[list[list[float]]], [[[0.0101, -0.0017, 0.0541]]], "tei"),
-    openapi_extra=schema.takes(InputsBody, **_INPUTS),
+    takes=InputsBody,
+    examples=_INPUTS,
+    gives=list[list[list[float]]],
+    example=[[[0.0101, -0.0017, 0.0541]]],
 )
 async def post_embed_all(request: Request) -> Response:
     """The ColBERT vectors of a model that has them, else the last hidden states of all tokens."""
-    service: Service = request.app.state.service
-    body = await _read(request, InputsBody)
-    recipe = (await service.entry(body.model)).recipe
+    call, body = await begin(request, InputsBody)
+    recipe = (await call.serving.entry(body.model)).recipe
     output = "colbert" if recipe is not None and "colbert" in recipe.views else "tokens"
-    answered = await _embed(request, body, Form((output,)))
-    return await _respond(answered.views[output], answered)
+    embedded = await _embed(call, body, output)
+    return await respond(embedded.outputs[output], embedded.cost)
 
 
-async def _read(request: Request, kind: Any) -> Any:
-    service: Service = request.app.state.service
-    return await read_request(request, kind, service.admit().max_body_bytes)
-
-
-async def _embed(request: Request, body: InputsBody, form: Form) -> Answered:
-    service: Service = request.app.state.service
-    inputs = read_inputs(body.inputs, "inputs", service.admit())
+async def _embed(call: Call, body: InputsBody, output: str, **more: Any) -> Embedded:
+    inputs = read_inputs(body.inputs, "inputs", call.serving.settings)
     wanted = EmbedRequest(
         inputs.texts,
-        token_ids=inputs.token_ids,
+        "inputs",
+        inputs.token_ids,
         truncate=body.truncate is not False,
         truncation_side=body.truncation_direction or "right",
-        views=views_of(form.outputs),
         prompt=PromptChoice(body.prompt_name or None),
+        outputs=(output,),
+        keep_alive_s=body.keep_alive,
+        **more,
     )
-    folder = service.find(body.model)
-    return await embed_views(service, request, folder, wanted, form, body.keep_alive)
-
-
-async def _respond(answer: Any, answered: Answered) -> Response:
-    content = await writing.write(answer)
-    return Response(content, 200, answered.headers(), "application/json")
+    return await embed(call, body.model, wanted)
 
 
 class SimilarityInputs(BaseModel):
@@ -157,72 +152,111 @@ class SimilarityBody(Body):
     parameters: SimilarityParameters | None = None
 
 
-@router.post(
+@routes.post(
     "/similarity",
     summary="Cosine similarity of one text to others",
-    responses=schema.gives(list[float], [0.81, 0.12], "tei"),
-    openapi_extra=schema.takes(
-        SimilarityBody,
-        two={"inputs": {"source_sentence": "a panda", "sentences": ["a bear", "a city"]}},
-    ),
+    takes=SimilarityBody,
+    examples={"two": {"inputs": {"source_sentence": "a panda", "sentences": ["a bear", "a city"]}}},
+    gives=list[float],
+    example=[0.81, 0.12],
 )
 async def post_similarity(request: Request) -> Response:
     """One number a sentence, in order."""
-    service: Service = request.app.state.service
-    settings = service.admit()
-    body: SimilarityBody = await _read(request, SimilarityBody)
-    texts = [body.inputs.source_sentence, *body.inputs.sentences]
-    if len(texts) == 1:
-        raise BadRequest("inputs.sentences must not be empty", "inputs")
-    check_texts(texts[:1], 1, "inputs.source_sentence")
-    check_texts(texts[1:], settings.max_inputs, "inputs.sentences")
+    call, body = await begin(request, SimilarityBody)
+    source, sentences = body.inputs.source_sentence, body.inputs.sentences
+    if not sentences:
+        raise InvalidRequest("inputs.sentences must not be empty", "inputs")
     asked = body.parameters or SimilarityParameters()
+    check_texts([source], 1, "inputs.source_sentence")
+    check_texts(sentences, call.serving.settings.max_inputs, "inputs.sentences")
     wanted = EmbedRequest(
-        texts,
+        [source, *sentences],
+        None,
         truncate=asked.truncate is not False,
         truncation_side=asked.truncation_direction or "right",
         prompt=PromptChoice(asked.prompt_name or None),
+        keep_alive_s=body.keep_alive,
     )
-    folder = service.find(body.model)
-    answered = await embed_views(service, request, folder, wanted, Form(), body.keep_alive)
-    rows = answered.views["dense"]
-    return await _respond(np.ascontiguousarray(rows[1:] @ rows[0]), answered)
+    embedded = await embed(call, body.model, wanted)
+    rows = embedded.outputs["dense"]
+    return await respond(np.ascontiguousarray(rows[1:] @ rows[0]), embedded.cost)
 
 
-class RerankBody(Body):
-    """POST /rerank with `texts`"""
+class Info(BaseModel):
+    """200 of GET /info; lengths in tokens. `model_type` has one key: embedding or reranker."""
 
-    query: str
-    texts: list[Any]
-    raw_scores: bool | None = None
-    return_text: bool | None = None
-    truncate: bool | None = None
-    truncation_direction: Side = None
+    model_id: str
+    model_sha: str | None = None
+    model_dtype: str
+    model_type: dict[str, dict[str, Any]]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None = None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None
 
 
-class Rank(BaseModel):
-    """A text's place in `texts` and its relevance."""
+_INFO = {
+    "model_id": "bge-m3",
+    "model_sha": None,
+    "model_dtype": "float32",
+    "model_type": {"embedding": {"pooling": "cls"}},
+    "max_concurrent_requests": 4096,
+    "max_input_length": 8192,
+    "max_batch_tokens": 1024,
+    "max_batch_requests": None,
+    "max_client_batch_size": 10000,
+    "auto_truncate": True,
+    "tokenization_workers": 1,
+    "version": "0.1.0",
+    "sha": None,
+    "docker_label": None,
+}
 
-    index: int
-    score: float
-    text: str | None = None
 
-
-async def rerank(
-    request: Request, service: Service, settings: Settings, value: dict[str, Any]
-) -> Response:
-    """Best first. Called by the route in api/dialects/rerank.py."""
-    body = check(value, RerankBody)
-    check_texts(body.texts, settings.max_inputs, "texts")
-    wanted = ScoreRequest(
-        [(body.query, text) for text in body.texts],
-        truncate=body.truncate is not False,
-        truncation_side=body.truncation_direction or "right",
+@routes.get(
+    "/info",
+    summary="The default model, as text-embeddings-inference tells it",
+    gives=Info,
+    example=_INFO,
+)
+async def get_info(request: Request, model: str | None = None) -> Info:
+    """`?model=` asks for another one."""
+    server: Server = request.app.state.server
+    serving = server.serving
+    settings, entry = serving.settings, await serving.entry(model)
+    recipe = entry.recipe
+    if recipe is None:
+        raise InvalidRequest(
+            f"model '{entry.folder.name}' cannot be served: {entry.reason}", "model"
+        )
+    embedding = {"pooling": "+".join(recipe.pooling)}
+    reranker = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    is_reranker = recipe.is_reranker
+    return Info(
+        model_id=entry.folder.name,
+        model_sha=None,
+        model_dtype=_dtype(serving, entry.folder.name),
+        model_type={"reranker": reranker} if is_reranker else {"embedding": embedding},
+        max_concurrent_requests=settings.max_queue_requests,
+        max_input_length=recipe.max_length,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_requests=None,
+        max_client_batch_size=settings.max_inputs,
+        auto_truncate=True,
+        tokenization_workers=1,
+        version=server_version(),
+        sha=None,
+        docker_label=None,
     )
-    _, scored = await score_by_name(service, request, body.model, wanted, body.keep_alive)
-    ranks: list[dict[str, Any]] = []
-    for index, relevance in scored.best(None, bool(body.raw_scores)):
-        rank: dict[str, Any] = {"index": index, "score": relevance}
-        ranks.append(rank | ({"text": body.texts[index]} if body.return_text else {}))
-    content = await writing.write(ranks)
-    return Response(content, 200, scored.cost.headers(), "application/json")
+
+
+def _dtype(serving: Serving, name: str) -> str:
+    resident = serving.residents.get(name)
+    known = resident.model.describe() if resident and resident.model else {}
+    return str(known.get("dtype", "float32"))

@@ -12,20 +12,23 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
-from serving.server import Service
+from api.http.frame import Exchanges
+from serving.server import Server
+from serving.state import Serving
 
 log = logging.getLogger("embedding")
 
 _ANSWER_S = 3.0  # for rows that are there to become an answer
 
 
-def drain_on_signals(service: Service) -> Callable[[int], None]:
+def drain_on_signals(app: FastAPI) -> Callable[[int], None]:
     """SIGTERM or SIGINT: refuse new requests, let running ones finish, then stop uvicorn with 0.
 
     uvicorn by itself would raise the signal again after its shutdown and die of it. Returns what
@@ -36,21 +39,21 @@ def drain_on_signals(service: Service) -> Callable[[int], None]:
     found = _uvicorn()
     if found is None:
         return lambda code: _stop_another_server(loop, code)
-    server, uvicorns = found
+    uvicorn_server, uvicorns = found
     drains: list[asyncio.Task[None]] = []
 
-    def begin() -> None:
-        drains.append(asyncio.create_task(_drain(service, server)))
-
     def handle(number: int, frame: FrameType | None) -> None:
-        if service.state == "draining":
+        if drains:
             uvicorns(number, frame)  # asked twice: at once
             return
         loop.call_soon_threadsafe(begin)
 
+    def begin() -> None:
+        drains.append(asyncio.create_task(_drain(app, uvicorn_server)))
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
-    return lambda code: _stop(server, code)
+    return lambda code: _stop(uvicorn_server, code)
 
 
 _Handler = Callable[[int, FrameType | None], object]
@@ -67,29 +70,30 @@ def _uvicorn() -> tuple[uvicorn.Server, _Handler] | None:
     return server, handler
 
 
-async def _drain(service: Service, server: uvicorn.Server) -> None:
-    timeout_s = service.settings.drain_timeout_s if service.settings else 0.0
-    log.info("draining %d requests, at most %g s", service.num_requests, timeout_s)
-    service.drain()
-    deadline = time.monotonic() + timeout_s
-    while service.num_requests and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    if service.lane is not None:
-        await asyncio.to_thread(service.lane.stop, 0.0)
-    await _give_up(service)
-    _stop(server, 0)
-
-
-async def _give_up(service: Service) -> None:
-    """Those whose jobs the lane has just failed get their answer; whoever waits for something else,
-    a model or the rest of a body, is cancelled, and told the same (api/http/frame.py)."""
-    deadline = time.monotonic() + _ANSWER_S
-    while service.unanswered and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    for task in list(service.unanswered):
+async def _drain(app: FastAPI, uvicorn_server: uvicorn.Server) -> None:
+    server: Server = app.state.server
+    exchanges: Exchanges = app.state.exchanges
+    timeout_s = server.settings.drain_timeout_s
+    log.info("draining %d requests, at most %g s", len(exchanges.open), timeout_s)
+    server.drain()
+    await _ended(exchanges.open, timeout_s)
+    if isinstance(server.state, Serving):
+        await asyncio.to_thread(server.state.lane.stop, 0.0)
+    # Those whose jobs have just failed get their answer; whoever waits for something else, a model
+    # or the rest of a body, is cancelled, and told the same (api/http/frame.py).
+    await _ended(exchanges.unanswered, _ANSWER_S)
+    for task in list(exchanges.unanswered):
         task.cancel()
-    while service.unanswered and time.monotonic() < deadline + _ANSWER_S:
-        await asyncio.sleep(0.02)
+    await _ended(exchanges.unanswered, _ANSWER_S)
+    _stop(uvicorn_server, 0)
+
+
+async def _ended(tasks: set[asyncio.Task[Any]], timeout_s: float) -> None:
+    """Until all of these are gone, and those that come meanwhile, or the time is over."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + timeout_s
+    while tasks and (left_s := ends_at - loop.time()) > 0:
+        await asyncio.wait(list(tasks), timeout=left_s)
 
 
 def _stop(server: uvicorn.Server, code: int) -> None:

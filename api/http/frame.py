@@ -10,18 +10,18 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.dialects import route_path
+from api.http.access import with_cors
 from api.http.errors import answer
-from api.http.leaving import ClientLeft
-from serving.server import Service
+from api.http.routes import route_path
+from serving.errors import CallerGone, NotReady
+from serving.metrics import SECONDS, Metrics
+from serving.server import Server
 
 log = logging.getLogger("embedding.access")
 
@@ -31,59 +31,76 @@ _PROBES = frozenset({"/health", "/live", "/ready", "/metrics"})  # asked every f
 _LEFT = 499  # the status that is logged and counted when the client did not wait for one
 
 
+class Exchanges:
+    """The requests that are being answered, and counts of those that were."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.open: set[asyncio.Task[Any]] = set()
+        self.unanswered: set[asyncio.Task[Any]] = set()  # those of them without a first byte
+        self.num_answered = 0
+        self._metrics = metrics
+        self._requests = metrics.counter("requests", "Requests answered", "route", "status")
+        self._seconds = metrics.histogram(
+            "request_seconds", "A request's head to its answer's end", SECONDS, "route"
+        )
+        gauge = metrics.gauge("open_requests", "Requests being answered")
+        gauge.set_function(lambda: len(self.open))
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """`route` is a template, never a path that a client made up. After the answer is sent."""
+        self.num_answered += 1
+        self._metrics.enter_waiting()
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
 class RequestFrame:
     """Adds `x-request-id` (the client's own, if it is harmless) and `x-total-time` in ms."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._service = service
+        self._with_cors: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        state = scope["app"].state
+        exchanges: Exchanges = state.exchanges
         task = asyncio.current_task()
         assert task is not None
-        exchange = _Exchange(scope, send, on_start=partial(self._service.unanswered.discard, task))
-        self._service.num_requests += 1
-        self._service.unanswered.add(task)
+        exchange = _Exchange(scope, send, task, exchanges.unanswered)
+        exchanges.open.add(task)
+        exchanges.unanswered.add(task)
         try:
-            await self._app(scope, receive, exchange.send)
-        except (ClientLeft, ClientDisconnect):
+            if self._with_cors is None:  # which origins may call is known once the app has started
+                self._with_cors = with_cors(self._app, state.server.settings.allowed_origins)
+            await self._with_cors(scope, receive, exchange.send)
+        except (CallerGone, ClientDisconnect):
             pass  # nobody is there to be answered
         except asyncio.CancelledError:
-            refusal = self._service.refusal
-            if exchange.status is not None or refusal is None:
+            reason = state.server.unready_because
+            if exchange.status is not None or not reason:
                 raise
-            await answer(refusal, scope)(scope, receive, exchange.send)  # given up while draining
+            error = NotReady(reason, 5)  # given up while draining
+            await answer(error, scope)(scope, receive, exchange.send)
         except Exception as error:
             if exchange.status is not None:
                 raise
             await answer(error, scope)(scope, receive, exchange.send)
         finally:
-            self._service.unanswered.discard(task)
-            self._service.num_requests -= 1
-            self._service.num_answered += 1
-            self._record(exchange)
-
-    def _record(self, exchange: _Exchange) -> None:
-        status = _LEFT if exchange.status is None else exchange.status
-        seconds = exchange.seconds()
-        self._service.metrics.count_request(exchange.route, status, seconds)
-        settings = self._service.settings
-        level = logging.DEBUG if exchange.path in _PROBES else logging.INFO
-        if settings is None or not settings.access_log or not log.isEnabledFor(level):
-            return
-        fields = exchange.fields(status, seconds)
-        text = " ".join(f"{name}={value}" for name, value in fields.items())
-        log.log(level, "%s", text, extra={"fields": fields})
+            exchanges.unanswered.discard(task)
+            exchanges.open.discard(task)
+            exchange.record(state.server, exchanges)
 
 
 class _Exchange:
     """One request and what has become known of its answer."""
 
-    def __init__(self, scope: Scope, send: Send, on_start: Callable[[], None]) -> None:
-        self._on_start = on_start
+    def __init__(
+        self, scope: Scope, send: Send, task: asyncio.Task[Any], unanswered: set[asyncio.Task[Any]]
+    ) -> None:
+        self._task, self._unanswered = task, unanswered
         self._start = time.perf_counter()
         self._scope = scope
         self._send = send
@@ -98,31 +115,33 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self._on_start()
+            self._unanswered.discard(self._task)
             headers = self._headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
-            headers["x-total-time"] = f"{self.seconds() * 1e3:.2f}"
+            headers["x-total-time"] = f"{(time.perf_counter() - self._start) * 1e3:.2f}"
         await self._send(message)
 
-    def seconds(self) -> float:
-        return time.perf_counter() - self._start
+    def record(self, server: Server, exchanges: Exchanges) -> None:
+        """Count it, and log it unless it is a probe."""
+        status = _LEFT if self.status is None else self.status
+        seconds = time.perf_counter() - self._start
+        # The template, so that what clients make up is one label.
+        exchanges.count(getattr(self._scope.get("route"), "path", "other"), status, seconds)
+        path = route_path(self._scope)
+        level = logging.DEBUG if path in _PROBES else logging.INFO
+        if not server.settings.access_log or not log.isEnabledFor(level):
+            return
+        fields = self._fields(path, status, seconds)
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.log(level, "%s", text, extra={"fields": fields})
 
-    @property
-    def path(self) -> str:
-        return route_path(self._scope)
-
-    @property
-    def route(self) -> str:
-        """The template, so that what clients make up is one label."""
-        return getattr(self._scope.get("route"), "path", "other")
-
-    def fields(self, status: int, seconds: float) -> dict[str, Any]:
+    def _fields(self, path: str, status: int, seconds: float) -> dict[str, Any]:
         """Of the log line. Neither the query string nor a body: they may hold a user's text."""
         client = self._scope.get("client") or ("-", 0)
         headers = MutableHeaders() if self._headers is None else self._headers
         fields: dict[str, Any] = {
             "method": self._scope["method"],
-            "path": self.path[:_MAX_LOGGED_PATH].encode("unicode_escape").decode(),
+            "path": path[:_MAX_LOGGED_PATH].encode("unicode_escape").decode(),
             "status": status,
             "total_ms": round(seconds * 1e3, 2),
         }

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import orjson
+from starlette.responses import Response
+
+from serving.rows import Cost
 
 T = TypeVar("T")
 
@@ -41,6 +44,19 @@ def write_in_parts(answer: Any) -> bytes:
         written.append(part)
         time.sleep(0)
     return b"".join(written)
+
+
+async def respond(answer: Any, cost: Cost | None = None) -> Response:
+    """200 with the answer, and in headers what it cost."""
+    headers = {}
+    if cost is not None:
+        headers = {
+            "x-tokenization-time": f"{cost.tokenization_ms:.2f}",
+            "x-queue-time": f"{cost.queue_ms:.2f}",
+            "x-inference-time": f"{cost.inference_ms:.2f}",
+            "x-compute-tokens": str(cost.num_tokens),
+        }
+    return Response(await write(answer), 200, headers, "application/json")
 
 
 async def off_loop(work: Callable[[], T], num_values: int) -> T:

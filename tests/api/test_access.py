@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.routing import Mount
 
-from api.http import access
+from api import page
 from embedding import create_app
 from tests.api.error_shapes import dialect_by_path, fault_in, fault_of
 from tests.serving.fake_engine import NAME, FakeServer, serve_fake
@@ -48,7 +48,7 @@ def routes_of(routes: Any, prefix: str = "") -> Iterator[tuple[str, frozenset[st
 
 def every_path() -> dict[str, frozenset[str]]:
     """Path parameters are filled in."""
-    page_files = Path(access.__file__).with_name("page_files")
+    page_files = Path(page.__file__).with_name("page_files")
     found: dict[str, frozenset[str]] = {}
     for path, methods in routes_of(create_app().routes):
         names = [f.name for f in page_files.iterdir()] if path.startswith("/page/") else ["x"]
@@ -229,10 +229,9 @@ def test_without_keys_any_header_is_fine(header: str | None) -> None:
         assert server.embed({"input": "a"}, headers=headers).status_code == 200
 
 
-def test_nothing_closed_answers_before_the_keys_are_known(server: FakeServer) -> None:
+def test_nothing_closed_answers_before_the_server_is_ready(server: FakeServer) -> None:
     with serve_fake(ready=False) as starting:
-        starting.service.settings = None
-        for path in ("/v1/models", "/info", "/nope"):
+        for path in ("/v1/models", "/info"):
             answer = starting.get(path)
             fault_of(answer, dialect_by_path(path), 503)
             assert int(answer.headers["retry-after"]) > 0
@@ -248,7 +247,7 @@ def test_no_key_is_told_to_anybody(
     headers = {"Authorization": f"Bearer {KEYS[0]}"}
     for name in ("embedding", "uvicorn"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    told = [repr(server.service.settings), str(server.service.settings)]
+    told = [repr(server.server.settings), str(server.server.settings)]
     with caplog.at_level(logging.DEBUG), server.client() as client:
         for path in ("/openapi.json", "/docs", "/health", "/", "/metrics"):
             told.append(client.get(path, headers=headers).text)

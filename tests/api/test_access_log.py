@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving import logs
+from serving.configuration import JsonFormatter, configure_log
 from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 SECRET = "my secret diary"
@@ -102,7 +102,7 @@ def test_it_can_be_switched_off(records: list[logging.LogRecord]) -> None:
 def test_json_lines_carry_the_fields_themselves() -> None:
     record = logging.LogRecord("embedding.access", logging.INFO, "", 0, "%s", ("a=1",), None)
     record.fields = {"path": "/api/embed", "status": 200}
-    line = json.loads(logs.JsonFormatter().format(record))
+    line = json.loads(JsonFormatter().format(record))
     assert line["path"] == "/api/embed"
     assert line["status"] == 200
     assert "message" not in line
@@ -115,7 +115,7 @@ def test_the_web_server_writes_in_our_form_and_no_access_lines(log_format: Any) 
     kept = [(log, log.handlers[:], log.propagate, log.level) for log in (ours, theirs, access)]
     theirs.handlers[:] = [logging.StreamHandler()]
     try:
-        logs.configure("info", log_format)
+        configure_log("info", log_format)
         assert type(theirs.handlers[0].formatter) is type(ours.handlers[0].formatter)
         assert not access.hasHandlers()
     finally:

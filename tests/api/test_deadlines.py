@@ -29,8 +29,7 @@ def within(timeout: str) -> dict[str, Any]:
 
 
 def until_empty(server: FakeServer) -> None:
-    admission = server.service.admission
-    assert admission is not None
+    admission = server.serving.admission
     until(lambda: (admission.num_jobs, admission.num_tokens) == (0, 0))
 
 
@@ -54,8 +53,7 @@ def test_what_is_done_in_time_is_answered(server: FakeServer, timeout: str) -> N
 
 
 def test_what_waits_too_long_is_withdrawn_and_told_to_come_again(server: FakeServer) -> None:
-    lane = server.service.lane
-    assert lane is not None
+    lane = server.serving.lane
     with server.held_lane():
         for path, body in (
             ("/api/embed", {"input": ["abc", "de"]}),
@@ -72,8 +70,7 @@ def test_what_waits_too_long_is_withdrawn_and_told_to_come_again(server: FakeSer
 
 def is_given_up_on_the_lane(server: FakeServer, path: str, body: dict[str, Any]) -> bool:
     """A machine so busy that the time ends before the job is on the lane is given more of it."""
-    lane = server.service.lane
-    assert lane is not None
+    lane = server.serving.lane
     for timeout in ("0.2", "2", "20"):
         num_cancelled = lane.num_cancelled
         answer = server.post(path, body, **within(timeout))
@@ -131,7 +128,7 @@ def test_texts_that_wait_for_the_tokenizer_are_given_up_too(
 
 
 def test_what_would_take_too_long_is_refused_before_it_starts(server: FakeServer) -> None:
-    server.service.rate.count(1, 1000.0)
+    server.server.metrics.rate.count(1, 1000.0)
     with server.held_lane():  # so that nothing measures another rate
         for path, body in (
             ("/api/embed", {"input": ["abc", "de"]}),
@@ -143,13 +140,12 @@ def test_what_would_take_too_long_is_refused_before_it_starts(server: FakeServer
             fault = fault_of(answer, dialect_by_path(path), 429)
             assert fault.text.startswith("this request cannot be done in time: ")
             assert answer.headers["retry-after"] == "600"
-        assert server.service.lane is not None
-        assert server.service.lane.num_waiting_jobs == 0
+        assert server.serving.lane.num_waiting_jobs == 0
     until_empty(server)
 
 
 def test_a_rate_measured_too_low_does_not_refuse_for_ever(server: FakeServer) -> None:
-    server.service.rate.count(1, 1000.0)
+    server.server.metrics.rate.count(1, 1000.0)
     answers = [server.embed({"input": "abc"}, **within("60")).status_code for _ in range(12)]
     assert answers[0] == 429
     assert answers[-1] == 200
@@ -162,8 +158,7 @@ def test_what_only_looks_takes_no_timeout(server: FakeServer) -> None:
 
 
 def test_a_body_that_came_too_late_is_not_begun(server: FakeServer) -> None:
-    admission = server.service.admission
-    assert admission is not None
+    admission = server.serving.admission
 
     def body() -> Iterator[bytes]:
         yield b'{"input": '

@@ -10,13 +10,17 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import Depends, FastAPI, Request, Response
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-import embedding
-from api.http.direct import DirectRoutes
+from api.app import create_app
+from api.http import routes
+from api.http.routes import Dispatcher, Route, Routes, Table
+from serving.configuration import read_settings
+from serving.server import Server
+from tests.api.known_routes import POSTS
 from tests.api.test_errors import CALLS, MAX_BODY_BYTES, NAME, PATHS, Call
 from tests.serving import fake_engine
 from tests.serving.fake_engine import FakeServer, serve_fake
@@ -30,11 +34,15 @@ PROBES = ["/", "/health", "/ready", "/live", "/api/tags", "/v1/models", "/info"]
 SPELLINGS = ["{}/", "/{}", "{}?model=nope", "{}#x", "{}%2f", "/nope{}"]
 
 
-def without_direct_routes() -> FastAPI:
-    app = embedding.create_app()
-    kept = [layer for layer in app.user_middleware if "DirectRoutes" not in repr(layer)]
-    assert len(kept) == len(app.user_middleware) - 1
-    app.user_middleware = kept
+class NeverDirect(Dispatcher):
+    def _is_direct(self, scope: Scope, route: Route) -> bool:
+        return False
+
+
+def without_direct_routes(make_server: Callable[[], Server]) -> FastAPI:
+    app = create_app(make_server)
+    (dispatcher,) = [layer for layer in app.user_middleware if "Dispatcher" in repr(layer)]
+    dispatcher.cls = NeverDirect  # type: ignore[assignment]
     return app
 
 
@@ -96,22 +104,20 @@ def pair(root: Path) -> Iterator[Pair]:
 
 
 def test_every_post_route_is_called_here() -> None:
-    routes = [route for dialect in embedding._DIALECTS for route in dialect.router.routes]
-    posts = {r.path for r in routes if isinstance(r, APIRoute) and "POST" in (r.methods or ())}
-    assert posts == set(PATHS)
+    assert set(PATHS) == POSTS
 
 
 def test_only_one_of_the_two_servers_takes_the_direct_way(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
-    original = DirectRoutes.__call__
+    original = routes._call
 
-    async def noted(self: DirectRoutes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def noted(route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         taken.append(scope["server"][1])
-        await original(self, scope, receive, send)
+        await original(route, scope, receive, send)
 
-    monkeypatch.setattr(DirectRoutes, "__call__", noted)
+    monkeypatch.setattr(routes, "_call", noted)
     pair.check("POST", "/v1/embeddings", json={"input": "a", "model": "embedder"})
     assert taken == [int(pair.servers[0].url.rpartition(":")[2])]
 
@@ -209,7 +215,7 @@ async def fastapi(scope: Scope, receive: Receive, send: Send) -> None:
     raise Asked
 
 
-def is_direct(router: APIRouter, path: str = "/x", method: str = "POST") -> bool:
+def is_direct(module: Routes, path: str = "/x", method: str = "POST") -> bool:
     """Whether a request goes to the route's function without FastAPI."""
     sent = []
 
@@ -219,9 +225,12 @@ def is_direct(router: APIRouter, path: str = "/x", method: str = "POST") -> bool
     async def receive() -> Any:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+    scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": []}
+    scope |= {"query_string": b"", "state": {}, "app": FastAPI()}
+    scope["app"].state.server = Server(read_settings(_env_file=None))
+    scope["app"].state.keys = []
     try:
-        asyncio.run(DirectRoutes(fastapi, [router])(scope, receive, send))
+        asyncio.run(Dispatcher(fastapi, Table([module]))(scope, receive, send))
     except Asked:
         return False
     assert sent[0]["status"] == 204
@@ -260,10 +269,16 @@ async def gives_a_dict(request: Request) -> dict[str, int]:
     return {}
 
 
-def routed(function: Callable[..., Any], path: str = "/x", **options: Any) -> APIRouter:
-    router = APIRouter()
-    router.add_api_route(path, function, methods=["POST"], **options)
-    return router
+class Nothing(BaseModel):
+    """A body of no field."""
+
+
+def routed(function: Callable[..., Any], path: str = "/x") -> Routes:
+    module = Routes("Test", "ollama")
+    module.post(
+        path, summary="", takes=Nothing, examples={}, gives=None, example=None, computes=False
+    )(function)
+    return module
 
 
 def test_what_takes_the_request_alone_and_gives_a_response_is_direct() -> None:
@@ -283,11 +298,3 @@ def test_what_fastapi_must_prepare_is_not_direct(function: Callable[..., Any]) -
 def test_a_path_parameter_is_not_direct() -> None:
     for path in ("/x/a", "/x/{name}"):
         assert not is_direct(routed(of_path, "/x/{name}"), path)
-
-
-def test_a_route_that_depends_on_something_is_not_direct() -> None:
-    needs = [Depends(dependency)]
-    assert not is_direct(routed(plain, dependencies=needs))
-    router = APIRouter(dependencies=needs)
-    router.add_api_route("/x", plain, methods=["POST"])
-    assert not is_direct(router)

@@ -16,7 +16,7 @@ HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
 
 def num_open(server: Server) -> int:
     with server.client() as client:
-        return int(client.get("/health").json()["open_jobs"])
+        return int(client.get("/health").json()["admitted_requests"])
 
 
 def test_who_waits_for_a_model_or_sends_a_body_past_the_drain_timeout_gets_a_503(

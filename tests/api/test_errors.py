@@ -192,7 +192,7 @@ def test_a_body_too_large_is_a_413(patient: FakeServer) -> None:
         assert fault_of(answer, dialect_by_path(call.path), 413).text == text
 
 
-@pytest.mark.parametrize("method", ["run", "tokenize_pairs", "costs"])
+@pytest.mark.parametrize("method", ["run", "tokenize_pairs"])
 def test_what_fails_inside_is_a_500_without_internals_and_the_next_is_answered(
     server: FakeServer, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,13 +237,12 @@ def test_no_request_is_served_by_a_server_that_starts() -> None:
 
 
 def test_no_request_is_served_by_a_server_that_drains(server: FakeServer) -> None:
-    server.service.drain()
+    server.server.drain()
     check_all_are_refused(server, "the server is shutting down")
 
 
 def test_a_dead_lane_is_a_503(server: FakeServer) -> None:
-    assert server.service.lane is not None
-    server.service.lane.stop(0.0)
+    server.serving.lane.stop(0.0)
     for call in CALLS:
         fault_of(server.post(call.path, call.body), dialect_by_path(call.path), 503)
 

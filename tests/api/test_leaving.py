@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.http.entrance import WORK
 from tests.api.connections import send
+from tests.api.known_routes import WORK
 from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
 from tests.serving.fake_models import write_model
 
@@ -57,9 +57,7 @@ def test_every_route_that_computes_is_tried() -> None:
 def test_what_waits_goes_with_its_client(
     server: FakeServer, path: str, body: dict[str, Any]
 ) -> None:
-    lane, admission = server.service.lane, server.service.admission
-    assert lane is not None
-    assert admission is not None
+    lane, admission = server.serving.lane, server.serving.admission
     until(lambda: lane.num_open_jobs == 0)
     num_cancelled, num_steps, num_told = lane.num_cancelled, lane.num_steps, num_left(server, path)
     with server.held_lane():

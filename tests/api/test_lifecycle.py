@@ -69,7 +69,7 @@ def vectors(answer: httpx.Response) -> NDArray[np.float32]:
 
 def test_while_it_starts_the_server_says_so_and_refuses_with_503() -> None:
     with serve_fake(ready=False) as server:
-        server.service.reason = "loading model Fake-Model"
+        server.say_it_is("loading model Fake-Model")
         answer = health(server)
         assert answer is not None
         assert answer.status_code == 503
@@ -83,8 +83,7 @@ def test_while_it_starts_the_server_says_so_and_refuses_with_503() -> None:
 def test_a_dead_lane_is_a_503_that_says_so() -> None:
     with serve_fake() as server:
         assert reports(server, 200, status="ok", model="Fake-Model", waiting_jobs=0)
-        assert server.service.lane is not None
-        server.service.lane.stop(0.0)
+        server.serving.lane.stop(0.0)
         assert reports(server, 503, status="failed", reason="the compute thread has died")
         assert server.embed({"input": "a"}).status_code == 503
 
@@ -96,7 +95,7 @@ def test_a_draining_server_refuses_new_requests_and_finishes_those_that_run(
         with server.held_lane():
             running = pool.submit(server.embed, {"input": ["a", "b"]})
             server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
-            server.service.drain()
+            server.server.drain()
             assert reports(server, 503, status="draining")
             assert server.embed({"input": "a"}).status_code == 503
         assert (
@@ -112,10 +111,9 @@ def test_clients_that_leave_while_they_wait_take_their_jobs_along(fake: FakeServ
                 clients.enter_context(send(fake.url, {"input": ["a", "b"]}))
             fake.wait_for(lambda lane: lane.num_waiting_jobs == 20)
         fake.wait_for(lambda lane: lane.num_waiting_jobs == 0)
-        assert fake.service.lane is not None
-        assert fake.service.lane.num_waiting_tokens == 0
-        assert fake.service.lane.num_open_jobs == 1  # the one that runs
-    until(lambda: fake.service.num_requests == 0)
+        assert fake.serving.lane.num_waiting_tokens == 0
+        assert fake.serving.lane.num_open_jobs == 1  # the one that runs
+    until(lambda: not fake.open_requests)
     assert fake.embed({"input": "a"}).status_code == 200
 
 
@@ -160,7 +158,7 @@ def test_sigterm_finishes_admitted_requests_and_refuses_new_ones(empty: str) -> 
     body = b'{"input": "a"}'
     with start_server(EMBEDDING_MODELS_DIR=empty) as server, ThreadPoolExecutor(1) as pool:
         with send_head(server.url, len(body)) as sending:
-            until(lambda: reports(server, 200, open_jobs=1))
+            until(lambda: reports(server, 200, admitted_requests=1))
             running = pool.submit(server.embed, SECONDS)
             until(lambda: waits(server))
             server.process.send_signal(signal.SIGTERM)
@@ -181,12 +179,12 @@ def test_what_runs_past_the_drain_timeout_gets_503_and_the_exit_code_is_0(empty:
         start_server(
             EMBEDDING_MODELS_DIR=empty,
             EMBEDDING_DRAIN_TIMEOUT_S="0",
-            EMBEDDING_MAX_STEP_TOKENS="20000",  # a step that outlasts the server's patience
+            EMBEDDING_MAX_BATCH_TOKENS="20000",  # a step that outlasts the server's patience
         ) as server,
         ThreadPoolExecutor(2) as pool,
     ):
         jobs = [pool.submit(server.embed, ENDLESS) for _ in range(2)]
-        until(lambda: reports(server, 200, open_jobs=2, waiting_jobs=2))
+        until(lambda: reports(server, 200, admitted_requests=2, waiting_jobs=2))
         assert server.stop(timeout_s=15) == 0  # the limit is 0; leaving takes some seconds at most
         for job in jobs:
             assert job.result().status_code == 503

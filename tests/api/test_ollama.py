@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api.durations import parse_keep_alive
 from api.http import writing
-from serving import vectors
+from serving import embedding as vectors
+from settings import parse_keep_alive
 from tests.serving.fake_engine import NAME, FakeServer, serve_fake
 from tests.serving.fake_models import END, START, FakeTokens, views_of
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving import vectors
+from serving import embedding as vectors
 from tests.api.error_shapes import fault_of
 from tests.serving.fake_engine import FakeServer, serve_fake
 from tests.serving.fake_models import DIM, END, MAX_LENGTH, START, FakeTokens, views_of, write_model

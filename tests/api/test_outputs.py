@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from api.http import writing
-from serving import vectors
+from serving import embedding as vectors
 from tests.serving.fake_engine import FakeServer, serve_fake
 from tests.serving.fake_models import (
     COLBERT_DIM,

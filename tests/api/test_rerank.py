@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
+from serving.rows import Cost
 from serving.scoring import Scored
-from serving.texts import Cost
 from tests.api.error_shapes import dialect_by_path, fault_of
 from tests.serving.fake_engine import FakeServer, serve_fake
 from tests.serving.fake_models import raw_score, relevance, write_model
@@ -225,8 +225,8 @@ def test_bad_input_is_refused_by_field_or_index(
         ({"documents": ["a", {"text": "\ud800"}]}, "documents[1] is not valid Unicode"),
         ({"max_tokens_per_doc": 0}, "max_tokens_per_doc must be at least 1"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc must be at least 1"),
-        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be -1 or at least 1"),
-        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens must be -1 or at least 1"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens: must be -1 or at least 1"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens: must be -1 or at least 1"),
         ({"truncate_prompt_tokens": True}, "truncate_prompt_tokens: "),
         ({"return_documents": "maybe"}, "return_documents: "),
         ({"raw_scores": 2}, "raw_scores: "),

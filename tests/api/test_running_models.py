@@ -12,9 +12,9 @@ import pytest
 
 from engine.errors import ModelError
 from engine.store import ModelFolder
-from serving import lifecycle
-from serving.residents import NoRoom
-from serving.server import Service
+from serving.configuration import read_settings
+from serving.models.resident import NoRoom
+from serving.server import Server
 from tests.serving.fake_engine import NAME, FakeServer, serve_fake, until
 from tests.serving.fake_models import write_model
 
@@ -39,7 +39,7 @@ def test_a_model_stays_until_its_step_has_ended_though_its_client_has_left(
     with server.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post("/api/embed", json=body, timeout=NOT_WAITED_FOR)
     assert server.engine.is_running.wait(10)
-    until(lambda: server.service.num_requests == 0)
+    until(lambda: not server.open_requests)
     assert server.resident("a").model is not None
     assert server.resident("a").num_users == 1, "the step"
     server.engine.may_run.set()
@@ -98,7 +98,9 @@ FOLDERS = [ModelFolder(name, Path(name)) for name in ("big", "small")]
 @pytest.mark.parametrize("fault", [NoRoom("no room"), ModelError("torn")])
 def test_where_none_is_named_the_first_that_loads_is_the_default(fault: Exception) -> None:
     loads: Any = Loads(big=fault)
-    pinned = asyncio.run(lifecycle._pin(Service(), loads, FOLDERS, all_of_them=False))
+    pinned = asyncio.run(
+        Server(read_settings(_env_file=None))._pin(loads, FOLDERS, all_of_them=False)
+    )
     assert pinned == FOLDERS[1:]
 
 
@@ -106,7 +108,7 @@ def test_where_none_is_named_the_first_that_loads_is_the_default(fault: Exceptio
 def test_a_model_that_is_named_must_load(fault: Exception) -> None:
     loads: Any = Loads(small=fault)
     with pytest.raises(type(fault)):
-        asyncio.run(lifecycle._pin(Service(), loads, FOLDERS, all_of_them=True))
+        asyncio.run(Server(read_settings(_env_file=None))._pin(loads, FOLDERS, all_of_them=True))
     assert loads.tried == ["big", "small"]
 
 

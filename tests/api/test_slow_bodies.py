@@ -27,14 +27,13 @@ def answer_of(connection: socket.socket) -> bytes:
 
 
 def until_free(server: FakeServer) -> None:
-    admission = server.service.admission
-    assert admission is not None
+    admission = server.serving.admission
     until(lambda: admission.num_jobs == 0)
 
 
 def test_a_body_that_stalls_is_a_408_and_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "MAX_BODY_S", 0.2)
-    with serve_fake(max_queue_jobs=1) as server:
+    with serve_fake(max_queue_requests=1) as server:
         told = answer_of(begin(server))
         assert told.startswith(b"HTTP/1.1 408")
         assert b"connection: close" in told.lower()
@@ -46,7 +45,7 @@ def test_a_body_that_stalls_is_a_408_and_frees_its_place(monkeypatch: pytest.Mon
 
 def test_a_requests_own_timeout_counts_while_its_body_comes() -> None:
     assert body.MAX_BODY_S > 60
-    with serve_fake(max_queue_jobs=1) as server:
+    with serve_fake(max_queue_requests=1) as server:
         told = answer_of(begin(server, "x-request-timeout: 0.2"))
         assert told.startswith(b"HTTP/1.1 503")
         assert b"not done within 0.2 s (x-request-timeout)" in told
@@ -55,7 +54,7 @@ def test_a_requests_own_timeout_counts_while_its_body_comes() -> None:
 
 
 def test_the_setting_counts_while_a_body_comes() -> None:
-    with serve_fake(max_queue_jobs=1, request_timeout_s=0.2) as server:
+    with serve_fake(max_queue_requests=1, request_timeout_s=0.2) as server:
         told = answer_of(begin(server, f"x-request-timeout: {FOREVER_S}"))
         assert b"not done within 0.2 s (request_timeout_s)" in told
         until_free(server)
@@ -65,7 +64,7 @@ def test_a_body_that_is_too_large_is_told_so_however_slowly_the_rest_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(body, "MAX_BODY_S", 1.0)
-    with serve_fake(max_queue_jobs=1, max_body_bytes=1024) as server:
+    with serve_fake(max_queue_requests=1, max_body_bytes=1024) as server:
         with begin(server, "x-request-timeout: 0.5", length=15_000) as connection:
             connection.sendall(b"x" * 2_000)
             told = connection.makefile("rb").readline()

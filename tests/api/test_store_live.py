@@ -19,7 +19,7 @@ from engine.devices import choose_device
 from engine.loading import LoadOptions, load_embedder, load_reranker
 from engine.tokens import PairLimits, TextLimits
 from engine.views import Views
-from serving import vectors
+from serving import embedding as vectors
 from tests.servers import Server, start_server
 from tests.serving.fake_engine import until
 

@@ -108,7 +108,7 @@ def start(models: Path, max_step_tokens: int) -> AbstractContextManager[Server]:
         "--factory",
         app="tests.serving.faulty:faulty_app",
         EMBEDDING_MODELS_DIR=str(models),
-        EMBEDDING_MAX_STEP_TOKENS=str(max_step_tokens),
+        EMBEDDING_MAX_BATCH_TOKENS=str(max_step_tokens),
         EMBEDDING_MAX_URGENT_TOKENS="16",
         EMBEDDING_ACCESS_LOG="false",
     )
@@ -192,7 +192,9 @@ def health(server: Server) -> dict[str, Any]:
 
 def is_quiet(server: Server) -> bool:
     told = health(server)
-    return bool(told["status"] == "ok" and not told["waiting_jobs"] and not told["open_jobs"])
+    return bool(
+        told["status"] == "ok" and not told["waiting_jobs"] and not told["admitted_requests"]
+    )
 
 
 def test_a_thread_that_dies_gets_a_successor(server: Server, expected: Expected) -> None:
@@ -260,7 +262,7 @@ def storm_with_sigterm(server: Server, expected: Expected) -> None:
         jobs = [pool.submit(ask, server, request, all_may_end) for request in bulk[:-1]]
         jobs.append(pool.submit(ask, server, bulk[-1], last_may_end))
         try:
-            until(lambda: health(server)["open_jobs"] == len(bulk))
+            until(lambda: health(server)["admitted_requests"] == len(bulk))
             all_may_end.set()
             asking = [pool.submit(queries, seed) for seed in range(len(people))]
             until(lambda: all(people) and health(server)["computed_tokens"] > 0)

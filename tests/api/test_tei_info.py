@@ -23,8 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
         models_dir=root,
         pinned=["embedder"],
         max_inputs=77,
-        max_step_tokens=512,
-        max_queue_jobs=99,
+        max_batch_tokens=512,
+        max_queue_requests=99,
     ) as running:
         yield running
 

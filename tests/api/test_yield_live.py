@@ -23,7 +23,7 @@ def num_yields(server: Server) -> float:
         sample.value
         for family in families
         for sample in family.samples
-        if sample.name == "embedding_yields_total"
+        if sample.name == "embedding_preemptions_total"
     )
     return value
 
@@ -48,7 +48,7 @@ def ask(server: Server, text: str) -> None:
 
 
 def test_short_queries_run_within_the_steps_of_a_bulk_request(stand_in_server: Server) -> None:
-    until(lambda: health(stand_in_server)["open_jobs"] == 0)
+    until(lambda: health(stand_in_server)["admitted_requests"] == 0)
     before, numbers = num_yields(stand_in_server), itertools.count()
 
     def has_yielded() -> bool:
@@ -59,13 +59,13 @@ def test_short_queries_run_within_the_steps_of_a_bulk_request(stand_in_server: S
         until_bulk_runs(stand_in_server)
         until(has_yielded)
         assert health(stand_in_server)["waiting_jobs"] > 0, "the bulk request is not over yet"
-    until(lambda: health(stand_in_server)["open_jobs"] == 0)
+    until(lambda: health(stand_in_server)["admitted_requests"] == 0)
 
 
 def test_no_step_yields_when_that_is_off_and_queries_are_answered_all_the_same(
     tmp_path: Path,
 ) -> None:
-    with start_server(EMBEDDING_MODELS_DIR=str(tmp_path), EMBEDDING_YIELD="off") as server:
+    with start_server(EMBEDDING_MODELS_DIR=str(tmp_path), EMBEDDING_PREEMPTION="off") as server:
         with send(server.url, BULK):
             until_bulk_runs(server)
             for number in range(3):

@@ -40,7 +40,7 @@ def test_a_job_over_the_limit_is_refused_and_the_next_comes_in_when_one_has_left
     with pytest.raises(Overloaded) as refusal:
         admission.enter()
     assert str(refusal.value) == (
-        "the queue is full: 2 requests are open, the limit is 2 (max_queue_jobs)"
+        "the queue is full: 2 requests are open, the limit is 2 (max_queue_requests)"
     )
     first.leave()
     first.leave()

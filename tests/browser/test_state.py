@@ -64,7 +64,7 @@ def test_a_server_that_starts_says_so_with_its_reason(
     open_tab: OpenTab,
 ) -> None:
     with serve_fake(ready=False) as server:
-        server.service.reason = "loading Fake-Model"
+        server.say_it_is("loading Fake-Model")
         tab = open_tab(server.url)
         expect(tab.page.locator("#state")).to_have_text("starting")
         expect(tab.page.locator("#notice")).to_have_text("Loading Fake-Model")

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from bench.random_models import build
-from cli import commands
-from cli.models import Listing, as_json, as_table, ask_server, list_folder, server_url
+from cli.models import Listing, as_json, as_table, ask_server, list_folder, server_url, show_models
+from cli.verify import verify_model
 from embedding import main
 from engine.store import STAND_IN
-from serving.setting_sources import read_settings
+from serving.configuration import read_settings
 from tests.servers import ROOT, Server, clean_environment, free_port, start_server
 
 GOOD = ("tiny-bert", "tiny-bge-m3", "tiny-bge-reranker")
@@ -30,6 +30,7 @@ GOOD = ("tiny-bert", "tiny-bge-m3", "tiny-bge-reranker")
 # exit code, stdout and stderr out.
 _MANY = """
 import contextlib, io, json, os, sys
+from cli.verify import verify_model
 from embedding import main
 for arguments, variables in json.load(sys.stdin):
     os.environ.update(variables)
@@ -241,15 +242,15 @@ def test_bad_usage_of_verify_ends_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        commands.verify_model(arguments)
+        verify_model(arguments)
     assert ended.value.code == 2
     assert "usage: embedding verify" in capsys.readouterr().err
 
 
 def test_help_names_the_flags_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     for command, words in (
-        (commands.verify_model, ("MODEL", "--examples FILE", "--record FILE", "Exit code 0")),
-        (commands.show_models, ("--json", "EMBEDDING_PORT")),
+        (verify_model, ("MODEL", "--examples FILE", "--record FILE", "Exit code 0")),
+        (show_models, ("--json", "EMBEDDING_PORT")),
     ):
         with pytest.raises(SystemExit) as ended:
             command(["--help"])

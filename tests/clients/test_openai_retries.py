@@ -19,14 +19,13 @@ HELD_TOKENS = 6  # of what holds the lane
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     """One place, and a rate of a token a second."""
-    with serve_fake(max_queue_jobs=1) as running:
-        running.service.rate.count(1000, 1000.0)
+    with serve_fake(max_queue_requests=1) as running:
+        running.server.metrics.rate.count(1000, 1000.0)
         yield running
 
 
 def admission_of(server: FakeServer) -> Admission:
-    assert server.service.admission is not None
-    return server.service.admission
+    return server.serving.admission
 
 
 def test_a_refused_call_is_made_again_after_retry_after(
@@ -58,7 +57,7 @@ def test_a_refused_call_is_made_again_after_retry_after(
 def test_a_client_that_does_not_try_again_raises_its_rate_limit_error(server: FakeServer) -> None:
     url = f"{server.url}/v1"
     with server.held_lane(), openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
-        with pytest.raises(openai.RateLimitError, match="max_queue_jobs") as raised:
+        with pytest.raises(openai.RateLimitError, match="max_queue_requests") as raised:
             client.embeddings.create(model="Fake-Model", input="abc")
         assert raised.value.response.headers["retry-after"] == str(HELD_TOKENS)
         assert raised.value.code == "rate_limit_exceeded"

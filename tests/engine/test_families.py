@@ -21,7 +21,7 @@ from engine import views
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits, Tokens
 from engine.views import Views, Weights
-from serving import vectors
+from serving import embedding as vectors
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE, M3Oracle, Oracle, StOracle
 

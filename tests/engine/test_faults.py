@@ -22,8 +22,8 @@ from engine.model import EmbeddingModel
 from engine.store import ModelFolder
 from engine.tokens import PairLimits, TextLimits, Tokens
 from engine.yielding import _layers
-from serving.model_steps import run_step
-from serving.residents import Resident
+from serving.models.engine import run_batch
+from serving.models.resident import Resident
 from tests.engine.conftest import Embedders, Rerankers
 from tests.engine.oracle import TOLERANCE
 
@@ -44,7 +44,7 @@ class RealLane:
         self.model = model
         self.num_freed = 0
         self.lane = Lane(
-            run_step,
+            run_batch,
             4096,
             max_urgent_tokens=URGENT,
             is_out_of_memory=loading.is_out_of_memory,
@@ -230,7 +230,7 @@ def test_a_row_that_is_no_number_is_its_own_texts_alone(real: RealLane) -> None:
     texts = [*LONG[9:12], "common words first w3", "w9"]
     alone = [real.plain([text])[0] for text in texts]
     spoil(real.model, "w3")
-    rows = run_step(real.resident, real.tokens(texts), None)
+    rows = run_batch(real.resident, real.tokens(texts), None)
     assert [isinstance(row, NotFinite) for row in rows] == ["w3" in text for text in texts]
     for row, expected in zip(rows, alone, strict=True):
         if not isinstance(row, NotFinite):
@@ -250,7 +250,7 @@ def test_a_score_that_is_no_number_is_its_own_pairs_alone(
     alone = np.concatenate([model.run([pair]) for pair in step])
     (own,) = set(step[1].ids) - set(step[0].ids)
     model._backbone.model.get_input_embeddings().weight.data[own] = float("nan")
-    rows = run_step(Resident(name, ModelFolder(name, Path()), model=model), step, None)
+    rows = run_batch(Resident(name, ModelFolder(name, Path()), model=model), step, None)
     assert [isinstance(row, NotFinite) for row in rows] == [False, True, False]
     np.testing.assert_allclose([rows[0], rows[2]], alone[[0, 2]], atol=TOLERANCE)
 

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from bench.measure import words
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits, Tokens
-from serving import vectors
+from serving import embedding as vectors
 from tests.engine.conftest import Embedders, Folders
 from tests.engine.oracle import TOLERANCE
 from tests.servers import ROOT, clean_environment

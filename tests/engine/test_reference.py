@@ -16,7 +16,7 @@ from bench.random_tokenizers import END_OF_TEXT
 from engine.model import EmbeddingModel
 from engine.tokens import TextLimits
 from engine.views import dense_rows
-from serving import vectors
+from serving import embedding as vectors
 from tests.engine.oracle import TOLERANCE, Oracle
 
 TEXTS = [

@@ -24,7 +24,7 @@ from engine.model import EmbeddingModel
 from engine.store import STAND_IN, ModelFolder, default_models
 from engine.tokens import TextLimits
 from engine.views import dense_rows
-from serving import vectors
+from serving import embedding as vectors
 from tests.engine.conftest import CPU, Folders
 from tests.engine.oracle import TOLERANCE
 from tests.texts import varied_texts

@@ -13,17 +13,19 @@ from fastapi import FastAPI
 
 from embedding import app
 from engine.store import ModelFolder
-from serving import lifecycle
+from serving import server
+from serving.models.engine import Engine
+from settings import Settings
 from tests.serving.fake_models import FakeEngine
 
 
 def app_of_endless_loads() -> FastAPI:
     """Changes this process's engine for good."""
-    mock.patch.object(lifecycle, "open_engine", return_value=_engine()).start()
+    mock.patch.object(server.Server.__init__, "__defaults__", (_engine,)).start()
     return app
 
 
-def _engine() -> lifecycle.Engine:
+def _engine(settings: Settings) -> Engine:
     fake, never = FakeEngine(), threading.Event()
 
     def load(folder: ModelFolder) -> Any:
@@ -31,12 +33,11 @@ def _engine() -> lifecycle.Engine:
             never.wait()
         return fake.load(folder)
 
-    return lifecycle.Engine(
+    return Engine(
         load=load,
         measure=fake.measure,
         release=fake.release,
-        on_lane_start=lambda: None,
+        on_worker_start=lambda: None,
         is_out_of_memory=lambda error: False,
-        yields=True,
-        on_cpu=True,
+        may_preempt=True,
     )

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from api.http.frame import Exchanges
 from batcher.lane import Lane
 from embedding import create_app
-from engine.store import find_models
-from serving.catalog import Catalog
-from serving.lifecycle import overrides_of, step_budget
-from serving.model_steps import run_step
-from serving.residents import Resident, Residents
-from serving.server import Service
-from serving.setting_sources import read_settings
-from settings import Settings
+from serving.configuration import read_settings
+from serving.models.engine import Engine, overrides_of
+from serving.models.resident import Resident
+from serving.server import Server
+from serving.state import Serving, Starting
 from tests.serving.fake_models import TIMEOUT_S, FakeEngine, write_model
 
 NAME = "Fake-Model"
@@ -44,33 +42,45 @@ class FakeServer:
     """A running server whose state a test may look at and set."""
 
     url: str
-    service: Service
+    server: Server
     engine: FakeEngine
     models_dir: Path
+    exchanges: Exchanges
+
+    @property
+    def open_requests(self) -> int:
+        return len(self.exchanges.open)
+
+    @property
+    def serving(self) -> Serving:
+        state = self.server.state
+        assert isinstance(state, Serving)
+        return state
 
     @property
     def model(self) -> Any:
         """The default one."""
-        assert self.service.catalog is not None
-        return self.resident(self.service.catalog.default.name).model
+        return self.resident(self.serving.catalog.default.name).model
 
     def resident(self, name: str) -> Resident:
         """A model in memory."""
-        assert self.service.residents is not None
-        resident = self.service.residents.get(name)
+        resident = self.serving.residents.get(name)
         assert resident is not None
         return resident
 
     @property
     def resident_names(self) -> list[str]:
         """Models in memory, least recently used first."""
-        assert self.service.residents is not None
-        return [resident.name for resident in self.service.residents.resident()]
+        return [resident.name for resident in self.serving.residents.resident()]
 
     @property
     def num_waiting_for_loads(self) -> int:
-        assert self.service.residents is not None
-        return sum(resident.num_users for resident in self.service.residents.loading())
+        return sum(resident.num_users for resident in self.serving.residents.loading())
+
+    def say_it_is(self, reason: str) -> None:
+        """Of a server that still starts."""
+        assert isinstance(self.server.state, Starting)
+        self.server.state.fault = reason
 
     def client(self) -> httpx.Client:
         """Without TLS: to read the system's certificates takes longer than most requests."""
@@ -103,9 +113,14 @@ class FakeServer:
 
     def wait_for(self, holds: Callable[[Lane], bool]) -> None:
         """Until something is true of the lane; AssertionError when it takes too long."""
-        lane = self.service.lane
-        assert lane is not None
-        until(lambda: holds(lane))
+        until(lambda: holds(self.serving.lane))
+
+
+class _NeverReady(Server):
+    """Still starting, as while a model loads."""
+
+    async def start(self) -> None:
+        pass
 
 
 @contextlib.contextmanager
@@ -125,49 +140,30 @@ def serve_fake(
         if models_dir is None:
             models_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             write_model(models_dir, NAME)
-        app, engine = create_app(), engine or FakeEngine()
-        service: Service = app.state.service
-        service.settings = read_settings(_env_file=None, models_dir=models_dir, **settings)
-        engine.overrides = overrides_of(service.settings)
-        app.router.lifespan_context = _lifespan(engine, pinned if ready else ())
+        read = read_settings(
+            _env_file=None, models_dir=models_dir, model=",".join(pinned), **settings
+        )
+        fake = engine or FakeEngine()
+        fake.overrides = overrides_of(read)
+        kind = Server if ready else _NeverReady
+        server = kind(read, lambda settings: engine_of(fake))
+        app = create_app(lambda: server)
         port = stack.enter_context(_listening(app))
-        yield FakeServer(f"http://127.0.0.1:{port}", service, engine, models_dir)
-        if service.lane is not None:
-            service.lane.stop(0.0)
-        service.tokenizer_thread.shutdown()
+        if ready:
+            until(lambda: server.status != "starting")
+            assert server.status == "ok", server.unready_because
+        yield FakeServer(f"http://127.0.0.1:{port}", server, fake, models_dir, app.state.exchanges)
 
 
-def _lifespan(engine: FakeEngine, pinned: Sequence[str]) -> Any:
-    """As the real one without an engine: models belong to the server's loop."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service: Service = app.state.service
-        settings = service.settings
-        assert settings is not None
-        residents = _residents(engine, settings)
-        if pinned:
-            folders = find_models(list(pinned), settings.models_dir)
-            for folder in folders:
-                await residents.pin(folder)
-            catalog = Catalog(settings.models_dir, folders, overrides_of(settings))
-            lane = Lane(run_step, step_budget(settings), on_step=service.metrics.count_step)
-            service.start(catalog, residents, lane)
-        yield
-        await residents.close()
-
-    return lifespan
-
-
-def _residents(engine: FakeEngine, settings: Settings) -> Residents:
-    return Residents(
-        load=engine.load,
-        measure=engine.measure,
-        release=engine.release,
-        available=lambda: 1 << 40,
-        max_bytes=settings.max_model_bytes,
-        keep_alive_s=settings.keep_alive,
-        load_timeout_s=settings.load_timeout_s,
+def engine_of(fake: FakeEngine) -> Engine:
+    """The fake as the server opens it."""
+    return Engine(
+        load=fake.load,
+        measure=fake.measure,
+        release=fake.release,
+        on_worker_start=lambda: None,
+        is_out_of_memory=lambda error: isinstance(error, MemoryError),
+        may_preempt=False,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.store import ModelFolder
-from serving.residents import Residents
+from serving.models.residents import Residents
 
 PATIENCE_S = 20.0  # reached only by a test that fails
 KEEP_S, LOAD_TIMEOUT_S, BYTES = 300.0, 60.0, 10**9

@@ -14,7 +14,7 @@ import pytest
 
 from engine.errors import ModelError
 from engine.store import ModelFolder
-from serving.loads import LoadFailed, on_daemon_thread
+from serving.models.loads import LoadFailed, on_daemon_thread
 from tests.serving.fake_loads import (
     BYTES,
     PATIENCE_S,

@@ -62,9 +62,9 @@ def test_steps_tell_their_tokens_sequences_and_model(server: FakeServer) -> None
     found = samples(server)
     assert found["embedding_tokens_total", NAME] == 9
     assert found["embedding_tokens_total", "other"] == 3
-    assert found["embedding_steps_total", NAME, "done"] == 1
-    assert found["embedding_step_tokens_sum",] == 12
-    assert found["embedding_step_sequences_sum",] == 3
+    assert found["embedding_batches_total", NAME, "done"] == 1
+    assert found["embedding_batch_tokens_sum",] == 12
+    assert found["embedding_batch_sequences_sum",] == 3
     assert found["embedding_wait_seconds_count",] == 2
     assert found["embedding_run_seconds_count",] == 2
     assert server.get("/health").json()["computed_tokens"] == 12
@@ -78,7 +78,7 @@ def test_a_step_that_fails_is_counted_as_failed(
 
     monkeypatch.setattr(server.model, "run", explode)
     assert server.embed({"input": "a"}).status_code == 500
-    assert samples(server)["embedding_steps_total", NAME, "failed"] == 1
+    assert samples(server)["embedding_batches_total", NAME, "failed"] == 1
 
 
 def test_what_waits_is_told_while_it_waits(server: FakeServer) -> None:
@@ -118,7 +118,7 @@ def test_models_in_memory_are_told_with_their_bytes(server: FakeServer) -> None:
 
 def test_a_server_that_starts_or_drains_says_so(server: FakeServer) -> None:
     assert samples(server)["embedding_ready",] == 1
-    server.service.drain()
+    server.server.drain()
     assert samples(server)["embedding_ready",] == 0
     with serve_fake(ready=False) as starting:
         assert samples(starting)["embedding_ready",] == 0

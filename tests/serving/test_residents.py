@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.residents import LoadFailed, LoadTimeout, Resident
+from serving.models.loads import LoadFailed
+from serving.models.resident import LoadTimeout, Resident
 from tests.serving.fake_loads import (
     BYTES,
     KEEP_S,

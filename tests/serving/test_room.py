@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.residents import LoadTimeout, NoRoom
+from serving.models.resident import LoadTimeout, NoRoom
 from tests.serving.fake_loads import (
     BYTES,
     LOAD_TIMEOUT_S,

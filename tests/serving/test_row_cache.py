@@ -117,4 +117,4 @@ def test_identical_requests_at_the_same_time_are_one_computation() -> None:
         assert all(answer == answers[0] for answer in answers)
         computed = sum(count for _, count in server.engine.steps)
         assert computed == 1 + 2  # the one that held the lane, and these once
-        assert "embedding_shared_total 8.0" in server.get("/metrics").text
+        assert "embedding_coalesced_total 8.0" in server.get("/metrics").text

@@ -11,8 +11,7 @@ import pytest
 from batcher.job import Job
 from batcher.lane import Lane, LaneClosed
 from batcher.steps import Pause
-from serving import supervision
-from serving.supervision import MAX_RESTARTS, supervise
+from serving.server import MAX_RESTARTS, supervise
 from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 PATIENCE_S = 30.0
@@ -37,13 +36,7 @@ async def _comes_alive(lane: Lane) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "_POLL_S", 0.005)
-
-
 @dies
-@pytest.mark.usefixtures("hasty")
 def test_a_dead_thread_gets_a_successor_a_few_times() -> None:
     async def check() -> None:
         lane = Lane(run, 4)
@@ -61,7 +54,6 @@ def test_a_dead_thread_gets_a_successor_a_few_times() -> None:
 
 
 @dies
-@pytest.mark.usefixtures("hasty")
 def test_old_deaths_are_forgotten() -> None:
     async def check() -> None:
         lane = Lane(run, 4)
@@ -75,7 +67,6 @@ def test_old_deaths_are_forgotten() -> None:
     asyncio.run(check())
 
 
-@pytest.mark.usefixtures("hasty")
 def test_a_lane_that_was_stopped_is_left_alone() -> None:
     async def check() -> None:
         lane = Lane(run, 4)
@@ -95,15 +86,14 @@ def test_health_tells_the_truth_before_and_after() -> None:
         until(lambda: server.get("/health").status_code == 503)
         assert "died" in server.get("/ready").json()["reason"]
         assert server.get("/live").status_code == 200
-        lane = server.service.lane
-        assert lane is not None
+        lane = server.serving.lane
         lane.revive()
         assert server.get("/health").status_code == 200
         assert server.embed({"input": "a"}).status_code == 200
 
 
 def test_a_step_that_hangs_turns_health_red_until_it_ends() -> None:
-    with serve_fake(step_timeout_s=0.05) as server:
+    with serve_fake(batch_timeout_s=0.05) as server:
         with server.held_lane():
             until(lambda: server.get("/health").status_code == 503)
             assert "hangs" in server.get("/ready").json()["reason"]

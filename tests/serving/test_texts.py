@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from api.http.errors import BadRequest
 from engine.errors import BadTokenIds, NoTokens, TextTooLong
 from engine.recipe import read_recipe
-from serving.server import Service
-from serving.texts import EmbedRequest, PromptChoice, check_before_loading, tokenizer_of
+from serving.embedding import EmbedRequest, PromptChoice, check_embeds, tokenizing
+from serving.errors import InvalidRequest
+from serving.tokenizer import TokenizerThread
 from tests.serving.fake_models import END, START, FakeEngine, FakeModel, write_model
 
 
@@ -25,8 +25,8 @@ def model(tmp_path: Path) -> FakeModel:
 
 
 def ids_of(model: FakeModel, wanted: EmbedRequest, prompt: str = "", first: int = 0) -> Any:
-    part = list(wanted.inputs)
-    return [list(tokens.ids) for tokens in tokenizer_of(model, wanted, prompt)(part, first)]
+    inputs, tokenize = tokenizing(model, wanted, prompt)
+    return [list(tokens.ids) for tokens in tokenize(list(inputs), first)]
 
 
 def test_a_text_is_cut_at_the_side_that_the_request_names(model: FakeModel) -> None:
@@ -56,15 +56,15 @@ def test_token_ids_are_taken_as_they_are_up_to_the_limit(model: FakeModel) -> No
 def test_token_ids_with_a_prompt_are_refused(tmp_path: Path, field: str) -> None:
     recipe = read_recipe(write_model(tmp_path, "m").path, FakeEngine().overrides)
     wanted = EmbedRequest(token_ids=[[7]], prompt=PromptChoice(**{field: "query"}))
-    with pytest.raises(BadRequest, match=f"{field}: token ids take no prompt"):
-        check_before_loading("m", recipe, wanted)
+    with pytest.raises(InvalidRequest, match=f"{field}: token ids take no prompt"):
+        check_embeds("m", recipe, wanted)
 
 
 def test_long_lists_of_ids_come_in_parts_as_long_texts_do() -> None:
-    service = Service()
+    thread = TokenizerThread()
 
     async def firsts(items: Sequence[Any]) -> list[int]:
-        parts = service.in_parts(items, lambda part, first: [first])
+        parts = thread.in_parts(items, lambda part, first: [first])
         return [first async for (first,) in parts]
 
     pairs = [("a" * 10_000, "b" * 30_000)] * 3
@@ -74,4 +74,4 @@ def test_long_lists_of_ids_come_in_parts_as_long_texts_do() -> None:
         assert asyncio.run(firsts(pairs)) == [0, 1, 2]
         assert asyncio.run(firsts([[7], []] * 50)) == [0, 64]
     finally:
-        service.tokenizer_thread.shutdown()
+        thread.stop()

@@ -1,8 +1,8 @@
 """Which models are in memory: loaded at first use, one at a time, dropped when idle or for room.
 
-Owns every Resident from its first request to its unloading, on one event loop. Must not know HTTP,
-torch, lanes or files: what blocks is the Loader's. Invariant: what has users is never unloaded, and
-once a model is unloaded nothing here refers to it.
+Owns every Resident from its first request to its unloading, on one event loop. Must not know torch,
+workers or files: what blocks is the Loader's. Invariant: what has users is never unloaded, and once
+a model is unloaded nothing here refers to it.
 """
 
 from __future__ import annotations
@@ -12,70 +12,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from engine.errors import ModelError
 from engine.memory import format_bytes
 from engine.store import ModelFolder
-from serving.loads import Loader
-from serving.loads import LoadFailed as LoadFailed
-from serving.loads import on_daemon_thread as on_daemon_thread
+from serving.models.loads import Loader, LoadFailed, on_daemon_thread
+from serving.models.resident import Fault, LoadTimeout, NoRoom, Resident
 
 log = logging.getLogger("embedding.residents")
 
 _LONGEST_S = 10 * 365 * 86_400.0  # a longer keep_alive is for ever; no timer overflows below it
-
-
-_STEP_POLL_S = 0.02
-
-
-class LoadTimeout(Exception):
-    """The model is still on its way; the load goes on."""
-
-
-class NoRoom(Exception):
-    """The model does not fit beside what may not be unloaded."""
-
-
-_Fault = Callable[[], Exception]  # made anew for each waiter: a raised one keeps frames alive
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A model in memory or on its way there; equal to itself alone, so that it can be a group.
-
-    `num_bytes` is what loading was reckoned to need. `model` is None before and after its time.
-    `num_users` counts leases, those that wait included; `num_running` steps, on the lane's thread.
-    `loaded_at` is wall clock; `expires_at` is the loop's time, None while nothing counts down: in
-    use, pinned, or kept for ever.
-    """
-
-    name: str
-    folder: ModelFolder
-    num_bytes: int = 0
-    pinned: bool = False
-    model: Any | None = field(default=None, repr=False)
-    load_s: float = 0.0
-    loaded_at: float = 0.0
-    num_users: int = 0
-    num_running: int = 0
-    expires_at: float | None = None
-    keep_alive_s: float = 0.0
-    held_up_by: str = ""  # names of busy models whose memory it waits for
-    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
-    loading: asyncio.Task[_Fault | None] | None = field(default=None, repr=False)
-
-    @property
-    def loaded(self) -> tuple[str, float]:
-        """This loading of the model, apart from those before and after."""
-        return self.name, self.loaded_at
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = self.expires_at = None
 
 
 class Residents:
@@ -174,7 +122,8 @@ class Residents:
             self._loading[folder.name] = resident
             resident.loading = asyncio.create_task(self._bring_in(resident))
         resident.num_users += 1
-        resident.stop_timer()
+        if resident.timer is not None:
+            resident.stop_timer()
         return resident
 
     async def _wait(self, resident: Resident, timeout_s: float | None) -> None:
@@ -194,13 +143,30 @@ class Residents:
 
     def _leave(self, resident: Resident) -> None:
         if resident.num_users == 1 and resident.num_running:
-            # Its client has left, the step has not ended: the memory is not free yet.
-            asyncio.get_running_loop().call_later(_STEP_POLL_S, self._leave, resident)
+            # Its caller has left, the batch has not ended: the memory is not free yet.
+            self._leave_at_rest(resident)
             return
         resident.num_users -= 1
         if not resident.num_users and resident.model is not None:
             self._rest(resident)
         self._user_left.set()
+
+    def _leave_at_rest(self, resident: Resident) -> None:
+        """Once: whichever comes first, the worker that looks for `on_rest` or this second look."""
+        loop = asyncio.get_running_loop()
+
+        def leave() -> None:
+            if resident.on_rest is on_rest:
+                resident.on_rest = None
+                self._leave(resident)
+
+        def on_rest() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(leave)
+
+        resident.on_rest = on_rest
+        if not resident.num_running:
+            on_rest()
 
     def _rest(self, resident: Resident) -> None:
         """Nobody uses it any more: it was the last one used, and its time runs."""
@@ -223,7 +189,7 @@ class Residents:
         log.info("model %s unloaded: %s", resident.name, because)
         self._loader.free(dropped)
 
-    async def _bring_in(self, resident: Resident) -> _Fault | None:
+    async def _bring_in(self, resident: Resident) -> Fault | None:
         """Load, or what each waiter is to raise; raises nothing: perhaps nobody waits any more."""
         folder = resident.folder
         try:

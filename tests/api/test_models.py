@@ -126,7 +126,7 @@ def test_a_client_that_leaves_while_a_model_loads_harms_nobody(
         sent = pool.submit(use, server, "a")
         until(lambda: server.num_waiting_for_loads >= 1)
     ok(sent.result())
-    until(lambda: server.service.num_requests == 0)
+    until(lambda: not server.open_requests)
     assert server.resident("a").num_users == 0
     assert server.engine.steps == [("a", 1)], "for the one who stayed"
     ok(use(server, "a"))
@@ -240,7 +240,7 @@ def test_a_query_to_one_model_passes_the_bulk_of_another(
     root: Path, pool: ThreadPoolExecutor, other: str
 ) -> None:
     """Texts of 16 tokens, four a step; the query comes when the first four run."""
-    with serve_fake(models_dir=root, max_step_tokens=64) as server:
+    with serve_fake(models_dir=root, max_batch_tokens=64) as server:
         ok(use(server, "a"))
         ok(server.post("/rerank", {"query": "a", "documents": ["b"]}))
         server.engine.steps.clear()

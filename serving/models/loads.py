@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from engine.errors import ModelError
 from engine.store import ModelFolder
+from serving.errors import Unavailable
 
 T = TypeVar("T")
 log = logging.getLogger("embedding.residents")
@@ -25,7 +26,7 @@ log = logging.getLogger("embedding.residents")
 _State = tuple[tuple[str, int, int, int], ...]  # path, bytes, mtime and ctime of a folder's files
 
 
-class LoadFailed(Exception):
+class LoadFailed(Unavailable):
     """The folder cannot be served. The text is for callers; `reason` may name paths."""
 
     def __init__(self, folder: ModelFolder, reason: str, is_news: bool = False) -> None:

@@ -37,12 +37,14 @@ class Catalog:
     def default(self) -> ModelFolder:
         return self.pinned[0]
 
-    def find(self, asked: str) -> ModelFolder | None:
+    def find_pinned(self, asked: str) -> ModelFolder | None:
         """`asked` may be a name, `name:latest`, a hub id, or a path that ends in the name."""
-        name = asked.rstrip("/").rpartition("/")[2].removesuffix(":latest")
-        if not name:
-            return None
-        return find_by_name(name, self.pinned) or find_by_name(name, self.folders())
+        return find_by_name(_name_of(asked), self.pinned)
+
+    def find(self, asked: str) -> ModelFolder | None:
+        """The same among all folders. Blocking: looks at the disk."""
+        name = _name_of(asked)
+        return find_by_name(name, self.folders()) if name else None
 
     def folders(self) -> list[ModelFolder]:
         """Pinned ones first; a folder below MODELS_DIR that has a pinned one's name is hidden."""
@@ -73,6 +75,10 @@ class Catalog:
             and entry.recipe.is_reranker
         )
         return next(rerankers, self.default)
+
+
+def _name_of(asked: str) -> str:
+    return asked.rstrip("/").rpartition("/")[2].removesuffix(":latest")
 
 
 def entry_of(folder: ModelFolder, overrides: Overrides) -> Entry:

@@ -1,7 +1,7 @@
-"""The commands `embedding verify` and `embedding models`: from arguments to table and exit code.
+"""The command `embedding verify`: from arguments to table and exit code.
 
-verify: 0 when all agree, 1 on a difference or when the model cannot be loaded, 2 for bad usage.
-Tables go to stdout, reasons to stderr. Torch is imported only to load a model.
+0 when all agree, 1 on a difference or when the model cannot be loaded, 2 for bad usage.
+Torch is imported only to load a model.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli.models import align, as_json, as_table, list_folder
+from cli.models import align
 from engine import records, verify
 from engine.devices import DeviceError
 from engine.errors import ModelError
 from engine.published import PUBLISHED, find_published
 from engine.recipe import read_recipe
 from engine.store import ModelFolder, find_models
-from serving import logs
-from serving.lifecycle import open_engine, overrides_of
-from serving.setting_sources import read_settings, unknown_variables
+from serving.configuration import read_settings_quietly
+from serving.models.engine import open_engine, overrides_of
 from settings import Settings
 
 log = logging.getLogger("embedding")
@@ -34,9 +33,6 @@ the model cannot be loaded; 2: bad usage."""
 _VERIFY_END = """A model with no published example, or a card against a machine that you trust:
   EMBEDDING_DEVICE=cpu EMBEDDING_DTYPE=float32 embedding verify MODEL --record answers.json
   EMBEDDING_DEVICE=vacc embedding verify MODEL --examples answers.json"""
-_MODELS = """List the models that can be served: family, kind, size, pooling and where it was read,
-outputs, and whether a server at EMBEDDING_HOST and EMBEDDING_PORT has them in memory. Folders that
-cannot be served are listed with the reason."""
 _DIFFERS = """what may be wrong: the pooling or prompt above, files of another model or revision, \
 a fine-tuned model under its parent's name, or the device: try EMBEDDING_DEVICE=cpu"""
 
@@ -47,24 +43,10 @@ class BadUsage(Exception):
     """The command cannot be done as asked; exit code 2."""
 
 
-def show_models(arguments: list[str]) -> int:
-    """The command `embedding models`. Raises BadSetting."""
-    parser = argparse.ArgumentParser(prog="embedding models", description=_MODELS)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    wants_json = parser.parse_args(arguments).json
-    settings = _configure()
-    try:
-        listing = list_folder(settings)
-    except ModelError as error:
-        return _fail(str(error), 1)
-    print(as_json(listing) if wants_json else as_table(listing))
-    return 0
-
-
 def verify_model(arguments: list[str]) -> int:
     """The command `embedding verify`. Raises BadSetting."""
     asked = _verify_parser().parse_args(arguments)
-    settings = _configure()
+    settings = read_settings_quietly()
     try:
         return _verify(asked, settings)
     except (BadUsage, records.BadRecord, verify.WrongKind) as error:
@@ -181,16 +163,6 @@ def _nothing_published(name: str) -> str:
         f"you trust: EMBEDDING_DEVICE=cpu EMBEDDING_DTYPE=float32 embedding verify {name} "
         f"--record FILE; then here: embedding verify {name} --examples FILE"
     )
-
-
-def _configure() -> Settings:
-    """Without a level of the user's own only warnings are logged: the table says the rest."""
-    settings = read_settings()
-    is_set = "log_level" in settings.model_fields_set
-    logs.configure(settings.log_level if is_set else "warning", settings.log_format)
-    for line in unknown_variables():
-        log.warning("%s", line)
-    return settings
 
 
 def _fail(reason: str, code: int) -> int:

@@ -1,0 +1,157 @@
+"""From a request's items to their rows: tokenized in parts, admitted, run as one job, collected.
+
+Items are texts, pairs of texts, or lists of token ids; a row is what the model gives for one.
+Limits and timings live here, once. Must not know what a row is made into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from batcher.job import Job
+from batcher.lane import Lane
+from serving.errors import InvalidRequest
+from serving.models.resident import Resident
+from serving.state import Call
+
+T = TypeVar("T")
+
+# Items, and what turns a part of them, given the index of its first, into tokens.
+Work = tuple[Sequence[Any], Callable[[list[Any], int], Sequence[Any]]]
+
+_MANY = 64  # sequences whose costs are worth a thread
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a request took; times in milliseconds, tokens with special ones."""
+
+    num_tokens: int = 0
+    tokenization_ms: float = 0.0
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+
+
+async def compute(
+    call: Call, resident: Resident, works: Sequence[Work], outputs: tuple[str, ...] = ()
+) -> tuple[list[Any], Cost]:
+    """Rows of all works' items, one after the other, as one job.
+
+    Raises InvalidRequest for too many tokens, and Overloaded as soon as they are more than the
+    queue has room for, or cannot be done in time.
+    """
+    start = time.perf_counter()
+    tokens = await _tokenized(call, works, outputs)
+    tokenized = time.perf_counter()
+    rows, job = await _run(call, resident, tokens)
+    wait_s, run_s = job.started_at - job.queued_at, job.ended_at - job.started_at
+    call.serving.metrics.count_job(wait_s, run_s)
+    num_tokens = sum(len(each.ids) for each in tokens)
+    return rows, Cost(num_tokens, (tokenized - start) * 1e3, wait_s * 1e3, run_s * 1e3)
+
+
+async def _tokenized(call: Call, works: Sequence[Work], outputs: tuple[str, ...]) -> list[Any]:
+    tokens: list[Any] = []
+    settings = call.serving.settings
+    limits = [("max_request_tokens", settings.max_request_tokens)]
+    if "colbert" in outputs or "tokens" in outputs:
+        limits.append(("max_colbert_tokens", settings.max_colbert_tokens))
+    num_tokens, num_items = 0, sum(len(items) for items, _ in works)
+    for items, tokenize in works:
+        async for part in call.serving.tokenizer.in_parts(items, tokenize):
+            tokens += part
+            num_tokens += sum(len(each.ids) for each in part)
+            for name, limit in limits:
+                if num_tokens > limit:
+                    raise InvalidRequest(
+                        f"the request has {num_tokens} tokens or more, the limit is {limit} "
+                        f"({name})"
+                    )
+            if len(tokens) < num_items:  # the last part's are counted when the job is queued
+                call.place.hold(num_tokens)
+    return tokens
+
+
+async def _run(call: Call, resident: Resident, tokens: list[Any]) -> tuple[list[Any], Job]:
+    """A row a sequence; the job computed those that the cache did not have."""
+    cache, model = call.serving.row_cache, resident.model
+    assert model is not None
+    keys = await _computed(len(tokens), lambda: [each.key() for each in tokens])
+    rows = cache.find(resident.loaded, keys) if cache else [None] * len(tokens)
+    missing = [index for index, row in enumerate(rows) if row is None]
+    payloads = [tokens[index] for index in missing]
+    costs = alone = [len(each.ids) for each in payloads]
+    if len(payloads) > 1:  # they may share a beginning
+        costs = await _computed(len(payloads), lambda: list(model.costs(payloads)))
+    job = Job(resident, payloads, costs, alone, [keys[index] for index in missing], missing)
+    try:
+        if missing:
+            call.place.hold(sum(costs), call.deadline.left_s() if call.deadline else None)
+            await run_job(call.serving.lane, job)
+    finally:
+        call.place.release()
+    for index, row in zip(missing, job.rows, strict=True):
+        rows[index] = row
+    if cache:
+        cache.keep(resident.loaded, job.keys or (), job.rows)
+    return rows, job
+
+
+async def run_job(lane: Lane, job: Job) -> None:
+    """Submit and wait. Raises the job's error; cancelling the awaiting task cancels the job.
+
+    A job ends on the worker's thread, and either side may be gone first: a loop that is closed is
+    no error for the worker.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def resolve() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def on_end() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting any more
+            loop.call_soon_threadsafe(resolve)
+
+    job.on_end = on_end
+    lane.submit(job)
+    try:
+        await ended
+    except asyncio.CancelledError:
+        lane.cancel(job)
+        raise
+    if job.error is not None:
+        raise job.error
+
+
+async def _computed(num_sequences: int, work: Callable[[], list[T]]) -> list[T]:
+    """On a thread where there are many; not the tokenizer's, where others' texts would wait."""
+    return work() if num_sequences <= _MANY else await asyncio.to_thread(work)
+
+
+def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
+    """Raises InvalidRequest naming the field, the limit, or the index at fault."""
+    if len(texts) > max_inputs:
+        message = f"{field} has {len(texts)} texts, the limit is {max_inputs} (max_inputs)"
+        raise InvalidRequest(message, field)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidRequest(f"invalid input type: {field}[{index}] is not a string", field)
+        if not is_unicode(text):
+            message = f"{field}[{index}] is not valid Unicode: it has a lone surrogate"
+            raise InvalidRequest(message, field)
+
+
+def is_unicode(text: str) -> bool:
+    """False for a text with a lone surrogate, which no encoding can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
