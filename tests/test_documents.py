@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, settings are all described, the picture is of kept results."""
+"""The documents: links resolve, settings are described, the picture matches the results."""
 
 from __future__ import annotations
 
