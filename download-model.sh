@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Fetches a model's serving files into models/<name>. This half finds a Python that can;
-# scripts/fetch_model.py does the rest.
+# Downloads the files that serving a model needs into models/<name>. This script finds a suitable
+# Python; scripts/fetch_model.py does the rest.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 Usage: ./download-model.sh [MODEL] [OPTIONS]
 
-Fetches a model into models/<name>: weights, tokenizer and settings, nothing else.
-Killed or cut off, the same command goes on where it stopped. Until a model is
-complete, the server does not see it.
+Downloads a model into models/<name>: its weights, tokenizer and settings, and
+nothing else. If the download is interrupted, run the same command again to resume.
+The server does not see a model until it is complete.
 
-MODEL  org/name, or a short name in any case (default bge-m3):
+MODEL  org/name, or one of these short names in any case (default: bge-m3):
        bge-m3  bge-{small,base,large}-{en,zh}-v1.5  bge-reranker-{base,large,v2-m3}
        Qwen3-Embedding-{0.6B,4B,8B}  Qwen3-Reranker-{0.6B,4B,8B}  all-MiniLM-L6-v2
 
@@ -21,9 +21,9 @@ MODEL  org/name, or a short name in any case (default bge-m3):
   -h, --help       this text
 
 Environment:
-  HF_ENDPOINT      another Hugging Face hub, such as https://hf-mirror.com
+  HF_ENDPOINT      another Hugging Face endpoint, such as https://hf-mirror.com
   HF_TOKEN         for private and gated models
-  PYTHON           the Python to use where there is no .venv (default python3)
+  PYTHON           the Python to use when there is no .venv (default: python3)
 TEXT
 }
 
@@ -54,14 +54,14 @@ fi
 "$python" -c 'import huggingface_hub' 2>/dev/null ||
   fail "'$python' has no huggingface_hub. Here, in the project's folder, run: $install"
 
-# An empty variable means the same as none; the library would take it for an address.
+# Treat an empty variable as unset; the library would take it for an address.
 [[ -n ${HF_ENDPOINT:-} ]] || unset HF_ENDPOINT
 case ${HF_ENDPOINT:-https://} in
   http://* | https://*) ;;
   *) fail "HF_ENDPOINT must begin with http:// or https://, not '$HF_ENDPOINT'" ;;
 esac
 export HF_HUB_DISABLE_TELEMETRY=1
-# Bars are for a terminal; in a log they are noise.
+# Progress bars are for a terminal; in a log they are noise.
 [[ -t 2 ]] || export HF_HUB_DISABLE_PROGRESS_BARS=1
 
 exec "$python" "$root/scripts/fetch_model.py" "$@"

