@@ -12,16 +12,16 @@ _here() { cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd; }
 _pip() { "$VENV_PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
 
 _find_python() {
-    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10)
+    local candidate candidates=(python3 python3.14 python3.13 python3.12 python3.11 python3.10)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
+        if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' \
             2>/dev/null; then
             printf '%s\n' "$candidate"
             return
         fi
     done
-    echo "error: Python 3.10 to 3.13 is needed, ${PYTHON:-none found} is not one;" \
+    echo "error: Python 3.10 to 3.14 is needed, ${PYTHON:-none found} is not one;" \
         "name it with PYTHON=/path/to/python" >&2
     return 1
 }

@@ -1,4 +1,4 @@
-"""The borders between folders, read from the imports; and how long files and functions may be.
+"""The borders between folders, read from the imports; and how large files and folders may be.
 
 Benchmarks and tests may import anything.
 """
@@ -17,7 +17,21 @@ from tests.servers import ROOT, clean_environment
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 
-HTTP = ("api/", "serving/", "settings.py", "embedding.py")
+HTTP = ("api/", "embedding.py")
+SETTINGS = ("api/", "serving/", "settings.py")
+
+# Who may import whom of ours: arrows go down only.
+FLOORS = {
+    "embedding": ("api", "cli", "serving"),
+    "api": ("serving", "batcher", "engine", "settings"),
+    "cli": ("serving", "engine", "settings"),
+    "serving": ("batcher", "engine", "settings"),
+    "batcher": (),
+    "engine": (),
+    "settings": (),
+    "scripts": ("serving", "engine", "settings"),
+}
+MAX_FOLDER_FILES = 14
 
 # Top-level package → the only places that may import it.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -26,8 +40,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "fastapi": HTTP,
     "fastapi_offline": HTTP,
     "starlette": HTTP,
-    "pydantic": HTTP,
-    "pydantic_settings": HTTP,
+    "uvicorn": ("api/", "cli/main.py"),
+    "pydantic": SETTINGS,
+    "pydantic_settings": SETTINGS,
     "asyncio": ("api/", "serving/", "embedding.py", "batcher/futures.py"),
 }
 
@@ -83,7 +98,51 @@ def crossings(place: str, source: str) -> list[str]:
             or any(name not in (*sys.stdlib_module_names, *also) for also in only)
         ):
             found.append(f"{place} imports {name}")
-    return found
+    found += [f"{place} imports {name}" for name in upward(place, source)]
+    return sorted(set(found))
+
+
+def floor_of(place: str) -> str:
+    return place.partition("/")[0].removesuffix(".py")
+
+
+def upward(place: str, source: str) -> set[str]:
+    """Folders of ours that a module imports and that are not below its own."""
+    names = set(imported(ast.parse(source))) & FLOORS.keys()
+    floor = floor_of(place)
+    return {name for name in names if name != floor and name not in FLOORS.get(floor, FLOORS)}
+
+
+def imports_of(place: str, source: str) -> set[str]:
+    """Places of ours that a module imports when it is imported."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found.update(f"{name.replace('.', '/')}.py" for name in names)
+    return found & PRODUCT.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The places of a circle of imports; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(place: str, way: list[str]) -> list[str]:
+        if place in way:
+            return [*way[way.index(place) :], place]
+        if place in done:
+            return []
+        for other in sorted(graph.get(place, ())):
+            if found := visit(other, [*way, place]):
+                return found
+        done.add(place)
+        return []
+
+    return next((found for place in sorted(graph) if (found := visit(place, []))), [])
 
 
 def long_functions(place: str, source: str) -> list[str]:
@@ -99,6 +158,25 @@ def long_functions(place: str, source: str) -> list[str]:
 @pytest.mark.parametrize("place", PRODUCT)
 def test_imports_stay_within_their_borders(place: str) -> None:
     assert crossings(place, PRODUCT[place]) == []
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    assert circle({place: imports_of(place, source) for place, source in PRODUCT.items()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_dialects_do_not_import_one_another() -> None:
+    dialects = {place for place in PRODUCT if place.startswith("api/dialects/")}
+    of_one = {"api/dialects/ollama_running.py": {"api/dialects/ollama_models.py"}}
+    for place in dialects:
+        others = imports_of(place, PRODUCT[place]) & dialects - {"api/dialects/fields.py"}
+        assert others <= of_one.get(place, set()), place
+
+
+@pytest.mark.parametrize("folder", sorted({place.rpartition("/")[0] for place in PRODUCT}))
+def test_a_folder_has_few_files(folder: str) -> None:
+    files = [place for place in PRODUCT if place.rpartition("/")[0] == folder]
+    assert len(files) <= MAX_FOLDER_FILES
 
 
 def test_futures_is_the_one_file_of_the_batcher_that_knows_asyncio() -> None:
@@ -132,6 +210,12 @@ def test_every_place_with_a_rule_of_its_own_exists(place: str) -> None:
         ("engine/model.py", "import fastapi", "fastapi"),
         ("engine/model.py", "import asyncio", "asyncio"),
         ("settings.py", "import asyncio", "asyncio"),
+        ("settings.py", "from engine.errors import ModelError", "engine"),
+        ("serving/rows.py", "from fastapi import Request", "fastapi"),
+        ("serving/rows.py", "from starlette.requests import Request", "starlette"),
+        ("serving/rows.py", "from api.http.errors import HTTPError", "api"),
+        ("engine/model.py", "from batcher.admission import Rate", "batcher"),
+        ("cli/verify.py", "from api.app import create_app", "api"),
         ("batcher/lane.py", "import asyncio", "asyncio"),
         ("batcher/lane.py", "import numpy", "numpy"),
         ("batcher/lane.py", "from engine import model", "engine"),
@@ -149,7 +233,8 @@ def test_the_check_sees_a_crossed_border(place: str, source: str, name: str) -> 
 
 def test_the_check_lets_through_what_is_allowed() -> None:
     assert crossings("engine/model.py", "import torch\nimport numpy\nfrom engine import x") == []
-    assert crossings("serving/texts.py", "import asyncio\nfrom fastapi import Request") == []
+    assert crossings("serving/rows.py", "import asyncio\nfrom batcher.admission import Rate") == []
+    assert crossings("api/http/body.py", "import asyncio\nfrom fastapi import Request") == []
     assert crossings("batcher/futures.py", "import asyncio\nfrom batcher.job import Job") == []
 
 
