@@ -63,9 +63,9 @@ async def health(request: Request) -> JSONResponse:
         body["stand_in"] = "no model in the models folder: this small one stands in for yours"
     body["resident"] = [_describe(each) for each in serving.residents.resident()]
     body["failed"] = serving.residents.failures
-    body["admitted_requests"] = serving.admission.num_jobs
-    body["waiting_jobs"] = serving.lane.num_waiting_jobs
-    body["waiting_tokens"] = serving.lane.num_waiting_tokens
+    body["admitted_requests"] = serving.admission.num_requests
+    body["waiting_jobs"] = serving.worker.num_waiting_jobs
+    body["waiting_tokens"] = serving.worker.num_waiting_tokens
     body["computed_tokens"] = server.metrics.num_tokens
     body["requests"] = exchanges.num_answered
     return JSONResponse(body)

@@ -1,1 +1,4 @@
-"""Micro-batching: what waits, what runs next, and the thread that runs it. No tensor, no model."""
+"""Micro-batching: admission, the scheduler and its jobs, and the worker thread that runs batches.
+
+Only the standard library may come in: no tensor, model, HTTP or asyncio.
+"""

@@ -2,9 +2,9 @@
 
     python -m bench.inprocess [--model bge-small] [--texts 200] [--rounds 5]
 
-Three works, interleaved, same weights, same threads: ours (tokenizer, plan, forward, pooling, L2),
-`SentenceTransformer.encode` with its defaults, and nothing but the matrix products of the model's
-own linear layers at the step's size, the most that this machine's fp32 could give.
+Three works, interleaved, same weights, same threads: ours (tokenizer, scheduler, forward, pooling,
+L2), `SentenceTransformer.encode` with its defaults, and nothing but the matrix products of the
+model's own linear layers at the step's size, the most that this machine's fp32 could give.
 GFLOP/s of a model counts its matrix products: linear layers and attention's two. What is not a
 product (softmax, norms, GELU, tokenizer) is pure loss in it; `linear_only` counts attention as loss
 too.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from batcher.plan import Plan
+from batcher.scheduler import Scheduler
 from bench import measure
 from bench.random_models import build
 from engine.cpus import count_cpus
@@ -40,10 +40,10 @@ from serving import embedding as vectors
 def embed_all(model: EmbeddingModel, texts: list[str], max_step_tokens: int) -> NDArray[np.float32]:
     """What a server's process does for one request of these texts, less HTTP and threads."""
     tokens = model.tokenize(texts, TextLimits(model.max_length))
-    plan = Plan()
-    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
+    scheduler = Scheduler()
+    scheduler.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows = np.empty((len(texts), model.dim), dtype=np.float32)
-    while step := plan.take(max_step_tokens):
+    while step := scheduler.take(max_step_tokens):
         members = [index for _, index in step.members]
         rows[members] = dense_rows(model.run([tokens[i] for i in members]))
     return vectors.finish(rows)

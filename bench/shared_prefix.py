@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batcher.plan import Plan
+from batcher.scheduler import Scheduler
 from bench import measure
 from bench.random_models import build
 from engine.cpus import count_cpus
@@ -36,11 +36,11 @@ _MAX_ID = 150_000
 
 
 def score_all(model: RerankingModel, tokens: Sequence[Tokens], budget: int) -> NDArray[np.float32]:
-    """Raw scores, in steps as the server's plan cuts them."""
-    plan = Plan()
-    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
+    """Raw scores, in steps as the server's scheduler cuts them."""
+    scheduler = Scheduler()
+    scheduler.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     scores = np.empty(len(tokens), dtype=np.float32)
-    while step := plan.take(budget):
+    while step := scheduler.take(budget):
         members = [index for _, index in step.members]
         scores[members] = model.run([tokens[i] for i in members])
     return scores

@@ -1,11 +1,11 @@
-"""The plan against synthetic clients on a virtual clock: waits, shares, fairness, cost a decision.
+"""The scheduler against synthetic clients on a virtual clock: waits, shares, fairness and its cost.
 
     python -m bench.simulator [--measure bge-small] [--scenarios NAME ...]
 
 A wait is from a request's coming to its answer, or to the end of the run if none came. Times are
 bge-m3's on two cores; with --measure there is a second run with a model timed here first.
-`bench/simulated_lane.py` says what of the lane is mirrored. The same run on any machine prints the
-same, but for the wall microseconds.
+`bench/simulated_worker.py` says what of the worker is mirrored. The same run prints the same on any
+machine, but for the wall microseconds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.simulated_lane import BGE_M3, CostModel, SimulatedJob, SimulatedLane, fair_ends
+from bench.simulated_worker import BGE_M3, CostModel, SimulatedJob, SimulatedWorker, fair_ends
 
 _PROMISED = (
     ("four bulk clients, eight interactive", "bulk", "rate_kept"),  # 0.4 or more
     ("one bulk client, eight interactive", "bulk", "rate_kept"),
     ("two equal jobs", "equal", "last_over_first_end"),  # 1.1 or less
-    ("10,000 texts, 100 jobs of 100", "hundred", "worst_over_fair_end"),  # 1 and a step or so
+    ("10,000 texts, 100 jobs of 100", "hundred", "worst_over_fair_end"),  # 1 and a batch or so
 )
 YIELDS = {"yields_on": 64, "yields_off": 0}  # settings.py's max_urgent_tokens
-_TURN_S = 0.005  # from an answer to the next job: HTTP and tokenizer; the lane does not wait for it
+_TURN_S = (
+    0.005  # from an answer to the next job: HTTP and tokenizer; the worker does not wait for it
+)
 _QUERY = 14  # tokens: 12 words and two special ones
 
-Fill = Callable[[SimulatedLane], None]
+Fill = Callable[[SimulatedWorker], None]
 Figures = dict[str, Any]
 
 
@@ -49,9 +51,9 @@ class Client:
     draw: Callable[[], Sequence[int]]
     think_s: Callable[[], float] = lambda: 0.0
 
-    def __call__(self, lane: SimulatedLane) -> None:
+    def __call__(self, worker: SimulatedWorker) -> None:
         job = SimulatedJob(self.name, self.draw(), then=self)
-        lane.send(job, lane.now_s + self.think_s() + _TURN_S)
+        worker.send(job, worker.now_s + self.think_s() + _TURN_S)
 
 
 def bulk_clients(num_clients: int, num_texts: int = 32) -> Fill:
@@ -76,9 +78,9 @@ def people(num_people: int, mean_think_s: float) -> Fill:
 
 
 def _all(client: Callable[[int], Client], num_clients: int) -> Fill:
-    def fill(lane: SimulatedLane) -> None:
+    def fill(worker: SimulatedWorker) -> None:
         for number in range(num_clients):
-            client(number)(lane)
+            client(number)(worker)
 
     return fill
 
@@ -86,10 +88,10 @@ def _all(client: Callable[[int], Client], num_clients: int) -> Fill:
 def jobs(name: str, num_jobs: int, num_texts: int, mean_tokens: int = 100) -> Fill:
     """Equal jobs, all there at the start, each from a client of its own."""
 
-    def fill(lane: SimulatedLane) -> None:
+    def fill(worker: SimulatedWorker) -> None:
         costs = lengths(random.Random(0), num_texts, mean_tokens)
         for number in range(num_jobs):
-            lane.send(SimulatedJob(f"{name} {number}", costs), 0.0)
+            worker.send(SimulatedJob(f"{name} {number}", costs), 0.0)
 
     return fill
 
@@ -97,9 +99,9 @@ def jobs(name: str, num_jobs: int, num_texts: int, mean_tokens: int = 100) -> Fi
 def singles(num_jobs: int) -> Fill:
     """One-text jobs of 16 tokens on average, all there at the start."""
 
-    def fill(lane: SimulatedLane) -> None:
+    def fill(worker: SimulatedWorker) -> None:
         for length in lengths(random.Random(0), num_jobs, mean_tokens=14):
-            lane.send(SimulatedJob("single", [length]), 0.0)
+            worker.send(SimulatedJob("single", [length]), 0.0)
 
     return fill
 
@@ -107,10 +109,10 @@ def singles(num_jobs: int) -> Fill:
 def bursts(num_queries: int, every_s: float, until_s: float) -> Fill:
     """That many one-line queries at the same moment, again and again."""
 
-    def fill(lane: SimulatedLane) -> None:
+    def fill(worker: SimulatedWorker) -> None:
         for number in range(1, int(until_s / every_s)):
             for _ in range(num_queries):
-                lane.send(SimulatedJob("burst", [_QUERY]), number * every_s)
+                worker.send(SimulatedJob("burst", [_QUERY]), number * every_s)
 
     return fill
 
@@ -153,44 +155,44 @@ SCENARIOS: dict[str, Scenario] = {
 
 def simulate(
     scenario: Scenario, model: CostModel, max_urgent_tokens: int, only: str | None = None
-) -> SimulatedLane:
-    """The lane after the run; of the scenario's kinds one alone, if named."""
-    lane = SimulatedLane(model, max_urgent_tokens=max_urgent_tokens)
+) -> SimulatedWorker:
+    """The worker after the run; of the scenario's kinds one alone, if named."""
+    worker = SimulatedWorker(model, max_urgent_tokens=max_urgent_tokens)
     for kind, fill in scenario.parts.items():
         if only in (None, kind):
-            fill(lane)
-    lane.run(scenario.until_s)
-    return lane
+            fill(worker)
+    worker.run(scenario.until_s)
+    return worker
 
 
 def outcome(scenario: Scenario, model: CostModel, max_urgent_tokens: int) -> Figures:
-    """Everything that is printed of one run, by kind of client, and the plan's cost."""
-    lane = simulate(scenario, model, max_urgent_tokens)
-    kinds = {kind: _figures_of(lane, kind) for kind in scenario.parts}
+    """Everything that is printed of one run, by kind of client, and the scheduler's cost."""
+    worker = simulate(scenario, model, max_urgent_tokens)
+    kinds = {kind: _figures_of(worker, kind) for kind in scenario.parts}
     if scenario.compared and len(scenario.parts) > 1:
         for kind, figures in kinds.items():
             alone = _figures_of(simulate(scenario, model, max_urgent_tokens, kind), kind)
             figures["rate_kept"] = round(figures["tokens_per_s"] / alone["tokens_per_s"], 3)
             figures["alone_p50_s"] = alone["wait_s"]["p50"]
     if scenario.until_s == math.inf:
-        for kind, worst in _over_fair_ends(lane).items():
-            ends = [job.ended_s for job in lane.jobs if job.kind == kind]
+        for kind, worst in _over_fair_ends(worker).items():
+            ends = [job.ended_s for job in worker.jobs if job.kind == kind]
             kinds[kind]["worst_over_fair_end"] = round(worst, 4)
             kinds[kind]["last_over_first_end"] = round(max(ends) / min(ends), 4)
     return {
         "kinds": kinds,
-        "seconds": round(lane.now_s),
-        "steps": lane.num_steps,
-        "yields": lane.num_yields,
-        "wall_us_per_taken_sequence": round(lane.take_s / lane.num_taken * 1e6, 2),
-        "wall_us_per_added_job": round(lane.add_s / len(lane.jobs) * 1e6, 2),
+        "seconds": round(worker.now_s),
+        "batches": worker.num_batches,
+        "preemptions": worker.num_preemptions,
+        "wall_us_per_taken_sequence": round(worker.take_s / worker.num_taken * 1e6, 2),
+        "wall_us_per_added_job": round(worker.add_s / len(worker.jobs) * 1e6, 2),
     }
 
 
-def _figures_of(lane: SimulatedLane, kind: str) -> Figures:
+def _figures_of(worker: SimulatedWorker, kind: str) -> Figures:
     """Jain's index: 1 when all clients of the kind got the same, 1/n when one got everything."""
-    waits = sorted(job.wait_s(lane.now_s) for job in lane.jobs if job.kind == kind)
-    tokens = [n for client, n in lane.tokens_of.items() if client.partition(" ")[0] == kind]
+    waits = sorted(job.wait_s(worker.now_s) for job in worker.jobs if job.kind == kind)
+    tokens = [n for client, n in worker.tokens_of.items() if client.partition(" ")[0] == kind]
     squares = sum(n * n for n in tokens) * len(tokens)
     return {
         "jobs": len(waits),
@@ -199,24 +201,24 @@ def _figures_of(lane: SimulatedLane, kind: str) -> Figures:
             "p95": round(waits[int(len(waits) * 0.95)], 2),
             "max": round(waits[-1], 2),
         },
-        "tokens_share": round(sum(tokens) / lane.num_tokens, 3),
-        "tokens_per_s": round(sum(tokens) / lane.now_s, 1),
+        "tokens_share": round(sum(tokens) / worker.num_tokens, 3),
+        "tokens_per_s": round(sum(tokens) / worker.now_s, 1),
         "jain": round(sum(tokens) ** 2 / squares, 4) if squares else 0.0,
     }
 
 
-def _over_fair_ends(lane: SimulatedLane) -> dict[str, float]:
+def _over_fair_ends(worker: SimulatedWorker) -> dict[str, float]:
     """By kind: the latest end as a multiple of processor sharing's, in tokens since coming."""
-    came = [(job.came_at_token, sum(job.costs)) for job in lane.jobs]
+    came = [(job.came_at_token, sum(job.costs)) for job in worker.jobs]
     worst: dict[str, float] = {}
-    for job, fair_end in zip(lane.jobs, fair_ends(came), strict=True):
+    for job, fair_end in zip(worker.jobs, fair_ends(came), strict=True):
         ratio = (job.ended_at_token - job.came_at_token) / (fair_end - job.came_at_token)
         worst[job.kind] = max(worst.get(job.kind, 0.0), ratio)
     return worst
 
 
 def promises(found: dict[str, Figures]) -> Figures:
-    """What the design promises, from the runs with yields."""
+    """What the design promises, from the runs with preemptions."""
     told = {
         f"{name}: {kind}: {figure}": found[name]["yields_on"]["kinds"][kind][figure]
         for name, kind, figure in _PROMISED
@@ -225,7 +227,7 @@ def promises(found: dict[str, Figures]) -> Figures:
     for name, ways in found.items():
         if SCENARIOS[name].compared:
             on, off = (_tokens_per_s(ways[way]) for way in YIELDS)
-            told[f"{name}: rate over that without yields"] = round(on / off, 3)
+            told[f"{name}: rate over that without preemptions"] = round(on / off, 3)
     return told
 
 
@@ -255,7 +257,7 @@ def run(model: CostModel, names: Sequence[str]) -> Figures:
         name: {way: outcome(SCENARIOS[name], model, limit) for way, limit in YIELDS.items()}
         for name in names
     }
-    print(f"{model.name}: {model.fixed_s:.4f} s a step and {model.token_s * 1e3:.3f} ms a token")
+    print(f"{model.name}: {model.fixed_s:.4f} s a batch and {model.token_s * 1e3:.3f} ms a token")
     show(found)
     return {
         "promises": promises(found),
@@ -265,13 +267,13 @@ def run(model: CostModel, names: Sequence[str]) -> Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the plan against synthetic clients")
-    parser.add_argument("--measure", metavar="MODEL", help="time this shape's steps here first")
+    parser = argparse.ArgumentParser(description="the scheduler against synthetic clients")
+    parser.add_argument("--measure", metavar="MODEL", help="time this shape's batches here first")
     parser.add_argument("--scenarios", nargs="+", choices=[*SCENARIOS], default=[*SCENARIOS])
     asked = parser.parse_args()
-    from bench import measure, step_cost  # torch: the tests of this file need none
+    from bench import batch_cost, measure  # torch: the tests of this file need none
 
-    models = [BGE_M3, *([step_cost.measured(asked.measure)] if asked.measure else [])]
+    models = [BGE_M3, *([batch_cost.measured(asked.measure)] if asked.measure else [])]
     measure.save("simulator", {model.name: run(model, asked.scenarios) for model in models})
 
 

@@ -2,7 +2,7 @@
 
     python -m bench.views [--model bge-m3] [--texts 32] [--rounds 5]
 
-Both works, interleaved: tokens, steps as the plan cuts them, heads, JSON (numbers; ColBERT vectors
+Both works, interleaved: tokens, batches of the scheduler, heads, JSON (numbers; ColBERT vectors
 of every token are most of it). `engine_only` leaves the JSON out.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from api.http import writing
-from batcher.plan import Plan
+from batcher.scheduler import Scheduler
 from bench import measure
 from bench.random_models import build
 from engine.cpus import count_cpus
@@ -34,10 +34,10 @@ def embed_all(
     model: EmbeddingModel, texts: list[str], views: tuple[str, ...], budget: int
 ) -> list[Views]:
     tokens = model.tokenize(texts, TextLimits(model.max_length), views=views)
-    plan = Plan()
-    plan.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
+    scheduler = Scheduler()
+    scheduler.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
     rows: list[Views | None] = [None] * len(texts)
-    while step := plan.take(budget):
+    while step := scheduler.take(budget):
         members = [index for _, index in step.members]
         for i, row in zip(members, model.run([tokens[i] for i in members]), strict=True):
             rows[i] = row

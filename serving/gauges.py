@@ -24,19 +24,21 @@ class Gauges:
         yield _gauge("ready", "1 while requests are served", int(not state.fault))
         if isinstance(state, Starting):
             return
-        lane, admission, cache = state.lane, state.admission, state.row_cache
-        yield _gauge("queue_tokens", "Tokens that wait", lane.num_waiting_tokens)
-        yield _gauge("queue_jobs", "Jobs that wait", lane.num_waiting_jobs)
+        worker, admission, cache = state.worker, state.admission, state.row_cache
+        yield _gauge("queue_tokens", "Tokens that wait", worker.num_waiting_tokens)
+        yield _gauge("queue_jobs", "Jobs that wait", worker.num_waiting_jobs)
         yield _counter(
             "cancelled",
             "Jobs withdrawn: their caller left, or their time was up",
-            lane.num_cancelled,
+            worker.num_cancelled,
         )
-        yield _gauge("admitted_requests", "Requests that compute or wait to", admission.num_jobs)
+        yield _gauge(
+            "admitted_requests", "Requests that compute or wait to", admission.num_requests
+        )
         yield _counter("refused", "Requests refused because of overload", admission.num_refused)
-        yield _counter("preemptions", "Short batches inside long ones", lane.num_yields)
-        yield _counter("coalesced", "Rows that an identical sequence gave", lane.num_shared)
-        yield _counter("splits", "Batches run again in halves for memory", lane.num_splits)
+        yield _counter("preemptions", "Short batches inside long ones", worker.num_preemptions)
+        yield _counter("coalesced", "Rows that an identical sequence gave", worker.num_shared)
+        yield _counter("splits", "Batches run again in halves for memory", worker.num_splits)
         hits = misses = size = 0
         if cache:
             hits, misses, size = cache.num_hits, cache.num_misses, cache.num_bytes

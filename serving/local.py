@@ -50,7 +50,7 @@ class AsyncLocalServer:
         await self.close()
 
     async def close(self) -> None:
-        """What is still open fails with LaneClosed or Unavailable. Twice is harmless."""
+        """What is still open fails with WorkerClosed or Unavailable. Twice is harmless."""
         await self._server.close()
 
     async def embed(

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import choose_encoder
 
 from batcher.admission import Rate
-from batcher.plan import Step
+from batcher.scheduler import Batch
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _SIZES = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768)
@@ -55,7 +55,7 @@ class Metrics:
     def count_job(self, wait_s: float, run_s: float) -> None:
         self._waiting.append(lambda: self._enter_job(wait_s, run_s))
 
-    def count_step(self, step: Step, seconds: float, is_done: bool) -> None:
+    def count_step(self, step: Batch, seconds: float, is_done: bool) -> None:
         """Called on the worker's thread, where somebody waits for its lock."""
         model, num_tokens, num_sequences = _name(step.group), step.num_tokens, len(step.members)
         self.num_tokens += num_tokens

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from batcher.job import Job
-from batcher.lane import Lane
+from batcher.jobs import Job
+from batcher.worker import Worker
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
 from serving.state import Call
@@ -73,7 +73,7 @@ async def _tokenized(call: Call, works: Sequence[Work], outputs: tuple[str, ...]
                         f"({name})"
                     )
             if len(tokens) < num_items:  # the last part's are counted when the job is queued
-                call.place.hold(num_tokens)
+                call.reservation.reserve(num_tokens)
     return tokens
 
 
@@ -91,10 +91,10 @@ async def _run(call: Call, resident: Resident, tokens: list[Any]) -> tuple[list[
     job = Job(resident, payloads, costs, alone, [keys[index] for index in missing], missing)
     try:
         if missing:
-            call.place.hold(sum(costs), call.deadline.left_s() if call.deadline else None)
-            await run_job(call.serving.lane, job)
+            call.reservation.reserve(sum(costs), call.deadline.left_s() if call.deadline else None)
+            await run_job(call.serving.worker, job)
     finally:
-        call.place.release()
+        call.reservation.release()
     for index, row in zip(missing, job.rows, strict=True):
         rows[index] = row
     if cache:
@@ -102,29 +102,25 @@ async def _run(call: Call, resident: Resident, tokens: list[Any]) -> tuple[list[
     return rows, job
 
 
-async def run_job(lane: Lane, job: Job) -> None:
+async def run_job(worker: Worker, job: Job) -> None:
     """Submit and wait. Raises the job's error; cancelling the awaiting task cancels the job.
 
     A job ends on the worker's thread, and either side may be gone first: a loop that is closed is
     no error for the worker.
     """
     loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def resolve() -> None:
-        if not ended.done():
-            ended.set_result(None)
+    ended = asyncio.Event()
 
     def on_end() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is waiting any more
-            loop.call_soon_threadsafe(resolve)
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            loop.call_soon_threadsafe(ended.set)
 
     job.on_end = on_end
-    lane.submit(job)
+    worker.submit(job)
     try:
-        await ended
+        await ended.wait()
     except asyncio.CancelledError:
-        lane.cancel(job)
+        worker.cancel(job)
         raise
     if job.error is not None:
         raise job.error

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from batcher.lane import Lane
+from batcher.worker import Worker
 from engine import memory
 from engine.devices import DeviceError
 from engine.errors import ModelError
@@ -91,7 +91,7 @@ class Server:
             raise self._cannot_start(f"loading failed: {type(error).__name__}") from error
         serving.is_draining = self._is_draining
         self.state = serving
-        self._tasks.append(asyncio.create_task(supervise(serving.lane)))
+        self._tasks.append(asyncio.create_task(supervise(serving.worker)))
         await _report(serving)
         log.info("ready after %.1f s", time.perf_counter() - started)
 
@@ -109,7 +109,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         if isinstance(self.state, Serving):
-            await asyncio.to_thread(self.state.lane.stop, 0.0)
+            await asyncio.to_thread(self.state.worker.stop, 0.0)
             await self.state.residents.close()
             self.state.tokenizer.stop()
 
@@ -137,17 +137,17 @@ class Server:
             load_timeout_s=settings.load_timeout_s,
         )
         pinned = await self._pin(residents, candidates, all_of_them=bool(named))
-        lane = Lane(
+        worker = Worker(
             run_batch,
             settings.max_batch_tokens,
             max_urgent_tokens=settings.max_urgent_tokens if engine.may_preempt else 0,
             on_start=engine.on_worker_start,
-            on_step=self.metrics.count_step,
+            on_batch=self.metrics.count_step,
             is_out_of_memory=engine.is_out_of_memory,
             free=engine.release,
         )
         catalog = Catalog(settings.models_dir, pinned, overrides_of(settings))
-        return Serving(settings, catalog, residents, lane, self.metrics)
+        return Serving(settings, catalog, residents, worker, self.metrics)
 
     async def _pin(
         self, residents: Residents, candidates: list[ModelFolder], all_of_them: bool
@@ -167,12 +167,12 @@ class Server:
         return candidates
 
 
-async def supervise(lane: Lane, pause_s: float = PAUSE_S, window_s: float = WINDOW_S) -> None:
+async def supervise(worker: Worker, pause_s: float = PAUSE_S, window_s: float = WINDOW_S) -> None:
     """Until cancelled, or until the thread has died too often or was stopped."""
     deaths: deque[float] = deque()
     while True:
-        await on_daemon_thread(lane.join)
-        if lane.is_stopping:
+        await on_daemon_thread(worker.join)
+        if worker.is_stopping:
             return
         now = time.monotonic()
         while deaths and now - deaths[0] > window_s:
@@ -184,8 +184,8 @@ async def supervise(lane: Lane, pause_s: float = PAUSE_S, window_s: float = WIND
         await asyncio.sleep(pause_s)
         log.warning("the compute thread starts again (%d of %d)", len(deaths), MAX_RESTARTS)
         try:
-            if not lane.alive:
-                lane.revive()
+            if not worker.alive:
+                worker.revive()
         except RuntimeError:  # the system has no thread left; it counts as a death
             log.exception("the compute thread did not start")
 

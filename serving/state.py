@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
-from batcher.admission import Admission, Place
-from batcher.lane import Lane
+from batcher.admission import Admission, Reservation
+from batcher.worker import Worker
 from engine.recipe import Recipe
 from engine.store import ModelFolder
 from serving.errors import CallerGone, NotFound, NotReady, TooLate
@@ -121,7 +121,7 @@ class Serving:
     settings: Settings
     catalog: Catalog
     residents: Residents
-    lane: Lane
+    worker: Worker
     metrics: Metrics
     admission: Admission = field(init=False)
     row_cache: RowCache | None = field(init=False)
@@ -134,7 +134,7 @@ class Serving:
             settings.max_queue_tokens,
             settings.max_queue_requests,
             self.metrics.rate,
-            self.lane.max_urgent_tokens,
+            self.worker.max_urgent_tokens,
         )
         self.row_cache = RowCache(settings.cache_bytes) if settings.cache_bytes else None
 
@@ -143,9 +143,9 @@ class Serving:
         """Why no request is served; empty when they are."""
         if self.is_draining:
             return "the server is shutting down"
-        if not self.lane.alive:
+        if not self.worker.alive:
             return "the compute thread has died"
-        running_s = self.lane.running_s
+        running_s = self.worker.running_s
         if running_s > self.settings.batch_timeout_s:
             return f"the compute thread hangs: a batch has been running for {running_s:.0f} s"
         return ""
@@ -169,8 +169,8 @@ class Serving:
                 (setting_s, "request_timeout_s"),
                 retry_after_s=lambda: self.admission.retry_after_s,
             )
-        with self.admission.enter() as place:
-            yield Call(self, place, deadline, gone)
+        with self.admission.admit() as reservation:
+            yield Call(self, reservation, deadline, gone)
 
     async def find(self, asked: str | None) -> ModelFolder:
         """The folder that a request's `model` means; the default when absent. Raises NotFound.
@@ -216,7 +216,7 @@ class Call:
     """
 
     serving: Serving
-    place: Place
+    reservation: Reservation
     deadline: Deadline | None = None
     gone: Gone | None = None
 

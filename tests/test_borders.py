@@ -43,17 +43,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "uvicorn": ("api/", "cli/main.py"),
     "pydantic": SETTINGS,
     "pydantic_settings": SETTINGS,
-    "asyncio": ("api/", "serving/", "embedding.py", "batcher/futures.py"),
+    "asyncio": ("api/", "serving/"),
 }
 
 # Place → what it may not import although others may.
 FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "batcher/plan.py": ("threading", "time", "logging", "queue", "concurrent"),
+    "batcher/scheduler.py": ("threading", "time", "logging", "queue", "concurrent"),
 }
 
 # Place → it imports the standard library and these alone.
 ONLY_STANDARD_AND: dict[str, tuple[str, ...]] = {
-    "batcher/plan.py": (),
+    "batcher/scheduler.py": (),
     "batcher/": ("batcher",),
     "engine/cpus.py": (),
 }
@@ -115,7 +115,7 @@ def upward(place: str, source: str) -> set[str]:
 
 def imports_of(place: str, source: str) -> set[str]:
     """Places of ours that a module imports when it is imported."""
-    found = set()
+    found: set[str] = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -179,15 +179,6 @@ def test_a_folder_has_few_files(folder: str) -> None:
     assert len(files) <= MAX_FOLDER_FILES
 
 
-def test_futures_is_the_one_file_of_the_batcher_that_knows_asyncio() -> None:
-    knows = [
-        place
-        for place, source in PRODUCT.items()
-        if place.startswith("batcher/") and "asyncio" in imported(ast.parse(source))
-    ]
-    assert knows == ["batcher/futures.py"]
-
-
 @pytest.mark.parametrize("place", ["embedding.py", "settings.py", *ONLY_STANDARD_AND])
 def test_every_place_with_a_rule_of_its_own_exists(place: str) -> None:
     assert any(name.startswith(place) for name in PRODUCT)
@@ -216,14 +207,14 @@ def test_every_place_with_a_rule_of_its_own_exists(place: str) -> None:
         ("serving/rows.py", "from api.http.errors import HTTPError", "api"),
         ("engine/model.py", "from batcher.admission import Rate", "batcher"),
         ("cli/verify.py", "from api.app import create_app", "api"),
-        ("batcher/lane.py", "import asyncio", "asyncio"),
-        ("batcher/lane.py", "import numpy", "numpy"),
-        ("batcher/lane.py", "from engine import model", "engine"),
-        ("batcher/plan.py", "import threading", "threading"),
-        ("batcher/plan.py", "from time import monotonic", "time"),
-        ("batcher/plan.py", "import logging", "logging"),
-        ("batcher/plan.py", "from batcher.job import Job", "batcher"),
-        ("batcher/plan.py", "from .job import Job", "."),
+        ("batcher/worker.py", "import asyncio", "asyncio"),
+        ("batcher/worker.py", "import numpy", "numpy"),
+        ("batcher/worker.py", "from engine import model", "engine"),
+        ("batcher/scheduler.py", "import threading", "threading"),
+        ("batcher/scheduler.py", "from time import monotonic", "time"),
+        ("batcher/scheduler.py", "import logging", "logging"),
+        ("batcher/scheduler.py", "from batcher.jobs import Job", "batcher"),
+        ("batcher/scheduler.py", "from .jobs import Job", "."),
         ("scripts/fetch_model.py", "import torch", "torch"),
     ],
 )
@@ -235,7 +226,6 @@ def test_the_check_lets_through_what_is_allowed() -> None:
     assert crossings("engine/model.py", "import torch\nimport numpy\nfrom engine import x") == []
     assert crossings("serving/rows.py", "import asyncio\nfrom batcher.admission import Rate") == []
     assert crossings("api/http/body.py", "import asyncio\nfrom fastapi import Request") == []
-    assert crossings("batcher/futures.py", "import asyncio\nfrom batcher.job import Job") == []
 
 
 def test_importing_the_app_loads_nothing_heavy() -> None:

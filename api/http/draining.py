@@ -78,7 +78,7 @@ async def _drain(app: FastAPI, uvicorn_server: uvicorn.Server) -> None:
     server.drain()
     await _ended(exchanges.open, timeout_s)
     if isinstance(server.state, Serving):
-        await asyncio.to_thread(server.state.lane.stop, 0.0)
+        await asyncio.to_thread(server.state.worker.stop, 0.0)
     # Those whose jobs have just failed get their answer; whoever waits for something else, a model
     # or the rest of a body, is cancelled, and told the same (api/http/frame.py).
     await _ended(exchanges.unanswered, _ANSWER_S)

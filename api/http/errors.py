@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from batcher.lane import LaneClosed
-from batcher.steps import RowFailed, StepFailed
+from batcher.batches import BatchFailed, RowFailed
+from batcher.worker import WorkerClosed
 from engine.errors import BadPrompt, BadTokenIds, NoTokens, TextTooLong
 from serving.errors import InvalidRequest, NotFound, Overloaded, ServingError, Unavailable
 
@@ -132,7 +132,7 @@ def _status_of(error: Exception) -> tuple[int, str, dict[str, str]]:
         status = 429 if isinstance(error, Overloaded) else 503
         retry = error.retry_after_s
         return status, str(error), {} if retry is None else {"Retry-After": str(retry)}
-    if isinstance(error, LaneClosed):
+    if isinstance(error, WorkerClosed):
         return 503, str(error), {}
     if isinstance(error, HTTPException):
         detail: Any = error.detail
@@ -142,7 +142,7 @@ def _status_of(error: Exception) -> tuple[int, str, dict[str, str]]:
         return 400, "; ".join(str(fault.get("msg")) for fault in error.errors()), {}
     if isinstance(error, RowFailed):
         return 500, str(error), {}
-    if isinstance(error, StepFailed):
+    if isinstance(error, BatchFailed):
         return 500, "the model failed on this request; the server's log has the details", {}
     return 500, _SAYS_NOTHING, {}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from batcher.steps import Pause
+from batcher.batches import Preempt
 from engine import memory
 from engine.cpus import count_cpus
 from engine.devices import prepare_autoload
@@ -78,7 +78,7 @@ def overrides_of(settings: Settings) -> Overrides:
     return Overrides(settings.pooling, settings.max_length, settings.prompts)
 
 
-def run_batch(group: Hashable, payloads: list[Any], pause: Pause | None) -> Any:
+def run_batch(group: Hashable, payloads: list[Any], preempt: Preempt | None) -> Any:
     """What the worker runs: a batch of one resident model, the scheduler's group. In place of a
     row that is not finite there is an exception."""
     assert isinstance(group, Resident)
@@ -87,7 +87,7 @@ def run_batch(group: Hashable, payloads: list[Any], pause: Pause | None) -> Any:
         model = group.model
         if model is None:  # every job of the batch was cancelled just now, and its lease ended
             return [None] * len(payloads)
-        with pausing(pause):
+        with pausing(preempt):
             rows = model.run(payloads)
     finally:
         group.num_running -= 1

@@ -27,7 +27,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     """A server whose one place is taken for as long as it is there."""
     root: Path = tmp_path_factory.mktemp("models")
     write_model(root, NAME)
-    with serve_fake(models_dir=root, max_queue_requests=1) as running, running.held_lane():
+    with serve_fake(models_dir=root, max_queue_requests=1) as running, running.held_worker():
         yield running
 
 
@@ -44,7 +44,9 @@ def admission_of(server: FakeServer) -> Admission:
 def until_empty(server: FakeServer) -> None:
     """A place is left after its answer has been sent."""
     admission = admission_of(server)
-    until(lambda: (admission.num_jobs, admission.num_holding, admission.num_tokens) == (0, 0, 0))
+    until(
+        lambda: (admission.num_requests, admission.num_reserving, admission.num_tokens) == (0, 0, 0)
+    )
 
 
 def waits(
@@ -52,7 +54,7 @@ def waits(
 ) -> Future[httpx.Response]:
     """Send what is admitted, and come back when it waits as one of `num_jobs`."""
     sent = sender.submit(server.embed, {"input": texts})
-    server.wait_for(lambda lane: lane.num_waiting_jobs == num_jobs)
+    server.wait_for(lambda worker: worker.num_waiting_jobs == num_jobs)
     return sent
 
 
@@ -110,11 +112,11 @@ def test_tokens_too_many_are_refused_whole_in_one_text_or_in_several(
     sender: ThreadPoolExecutor, texts: list[str], num_tokens: int
 ) -> None:
     with serve_fake(max_queue_tokens=20) as server:
-        with server.held_lane():  # 6 tokens
+        with server.held_worker():  # 6 tokens
             waiting = waits(server, sender, 1, ["abc"])  # 5
             words = f"it holds 11 tokens and this request has {num_tokens} or more"
             check_refused(server.embed({"input": texts}), words, "20 (max_queue_tokens)")
-            assert server.serving.lane.num_waiting_tokens == 5, "nothing of it is queued"
+            assert server.serving.worker.num_waiting_tokens == 5, "nothing of it is queued"
             fits = waits(server, sender, 2, ["abcdefg"])  # 9 more
             check_refused(server.embed({"input": "a"}), "it holds 20 tokens, the limit is 20")
         assert waiting.result().status_code == fits.result().status_code == 200
@@ -134,7 +136,7 @@ def test_every_dialects_jobs_are_held_to_the_tokens(tmp_path: Path) -> None:
     pinned = [NAME, "ranker"]
     documents = [f"abcdefg{i}" for i in range(4)]
     with serve_fake(models_dir=tmp_path, pinned=pinned, max_queue_tokens=20) as server:
-        with server.held_lane():
+        with server.held_worker():
             for path, body in (
                 ("/v1/embeddings", {"input": documents}),
                 ("/api/embeddings", {"prompt": "abcdefgh" * 4}),
@@ -171,7 +173,7 @@ def test_a_request_that_only_tokenizes_or_loads_holds_a_place(tmp_path: Path) ->
 def test_refusals_end_when_the_queue_has_drained(sender: ThreadPoolExecutor) -> None:
     with serve_fake(max_queue_requests=3) as server:
         for _ in range(3):
-            with server.held_lane():
+            with server.held_worker():
                 admitted = [waits(server, sender, n, ["abc"]) for n in (1, 2)]
                 refused = [sender.submit(server.embed, {"input": "abc"}) for _ in range(8)]
                 for one in refused:
@@ -184,11 +186,11 @@ def test_refusals_end_when_the_queue_has_drained(sender: ThreadPoolExecutor) -> 
 
 def test_a_client_that_leaves_frees_its_place(sender: ThreadPoolExecutor) -> None:
     with serve_fake(max_queue_requests=2, max_queue_tokens=20) as server:
-        with server.held_lane():
+        with server.held_worker():
             with send(server.url, {"input": "abcdefghij"}):
-                server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+                server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
                 assert admission_of(server).num_tokens == 6 + 12
-            until(lambda: admission_of(server).num_jobs == 1)
+            until(lambda: admission_of(server).num_requests == 1)
             assert admission_of(server).num_tokens == 6
             next_one = waits(server, sender, 1, ["abcdefghij"])
         assert next_one.result().status_code == 200
@@ -214,7 +216,7 @@ def test_a_body_that_never_comes_holds_its_place_until_the_client_is_gone() -> N
 
         slow = threading.Thread(target=send)
         slow.start()
-        until(lambda: admission_of(server).num_jobs == 1)
+        until(lambda: admission_of(server).num_requests == 1)
         check_refused(server.embed({"input": "a"}), "max_queue_requests")
         goes_on.set()
         slow.join()
@@ -244,14 +246,14 @@ def test_what_is_refused_or_empty_leaves_its_place(body: dict[str, Any]) -> None
 
 def test_a_key_is_asked_for_before_a_place() -> None:
     with serve_fake(max_queue_requests=1, api_key="secret") as server:
-        place = admission_of(server).enter()
+        place = admission_of(server).admit()
         assert server.embed({"input": "a"}).status_code == 401
         place.leave()
 
 
 def test_retry_after_is_what_the_queue_will_take_at_the_measured_rate() -> None:
     with serve_fake(max_queue_requests=1) as server:
-        with server.held_lane():  # 6 tokens
+        with server.held_worker():  # 6 tokens
 
             def told(num_tokens: int, seconds: float) -> str:
                 server.server.metrics.rate.count(num_tokens, seconds)
@@ -282,7 +284,7 @@ def test_a_job_holds_what_it_costs_to_compute_and_nothing_once_its_rows_are_ther
         monkeypatch.setattr(
             server.server.metrics, "count_job", lambda *_: held.append(admission.num_tokens)
         )
-        with server.held_lane():
+        with server.held_worker():
             monkeypatch.setattr(server.model, "costs", lambda tokens: [1] * len(tokens))
             waiting = waits(server, sender, 1, ["abc", "abd"])
             assert admission.num_tokens == 6 + 2

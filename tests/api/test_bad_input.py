@@ -267,11 +267,11 @@ def test_requests_that_share_a_step_with_bad_ones_are_untouched(fake: FakeServer
     alone = [fake.embed(body) for body in bodies]
     fake.engine.steps.clear()
     with ThreadPoolExecutor(len(bodies)) as pool:
-        with fake.held_lane():
+        with fake.held_worker():
             running = [pool.submit(fake.embed, body) for body in bodies]
             assert "input 1 has 101 tokens" in error_text(running[1].result(), 400)
             assert "input[1] is not a string" in error_text(running[2].result(), 400)
-            fake.wait_for(lambda lane: lane.num_waiting_jobs == 2)
+            fake.wait_for(lambda worker: worker.num_waiting_jobs == 2)
         together = [future.result() for future in running]
     assert fake.engine.steps == [(NAME, 1), (NAME, 4)]
     for beside, before in zip(together, alone, strict=True):

@@ -30,7 +30,7 @@ def within(timeout: str) -> dict[str, Any]:
 
 def until_empty(server: FakeServer) -> None:
     admission = server.serving.admission
-    until(lambda: (admission.num_jobs, admission.num_tokens) == (0, 0))
+    until(lambda: (admission.num_requests, admission.num_tokens) == (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -53,31 +53,31 @@ def test_what_is_done_in_time_is_answered(server: FakeServer, timeout: str) -> N
 
 
 def test_what_waits_too_long_is_withdrawn_and_told_to_come_again(server: FakeServer) -> None:
-    lane = server.serving.lane
-    with server.held_lane():
+    worker = server.serving.worker
+    with server.held_worker():
         for path, body in (
             ("/api/embed", {"input": ["abc", "de"]}),
             ("/v1/embeddings", {"input": "abc"}),
             ("/embed", {"inputs": "abc"}),
             ("/rerank", {"query": "a", "documents": ["b"]}),
         ):
-            assert is_given_up_on_the_lane(server, path, body), path
-            assert lane.num_waiting_jobs == 0
+            assert is_given_up_on_the_worker(server, path, body), path
+            assert worker.num_waiting_jobs == 0
     until_empty(server)
-    assert server.engine.steps == [(NAME, 1)], "nothing but what held the lane was computed"
+    assert server.engine.steps == [(NAME, 1)], "nothing but what held the worker was computed"
     assert server.embed({"input": "abc"}, **within(NEVER)).status_code == 200
 
 
-def is_given_up_on_the_lane(server: FakeServer, path: str, body: dict[str, Any]) -> bool:
-    """A machine so busy that the time ends before the job is on the lane is given more of it."""
-    lane = server.serving.lane
+def is_given_up_on_the_worker(server: FakeServer, path: str, body: dict[str, Any]) -> bool:
+    """A machine so busy that the time ends before the job is on the worker is given more of it."""
+    worker = server.serving.worker
     for timeout in ("0.2", "2", "20"):
-        num_cancelled = lane.num_cancelled
+        num_cancelled = worker.num_cancelled
         answer = server.post(path, body, **within(timeout))
         fault = fault_of(answer, dialect_by_path(path), 503)
         assert fault.text == f"not done within {timeout} s (x-request-timeout)"
         assert int(answer.headers["retry-after"]) >= 1
-        if lane.num_cancelled > num_cancelled:
+        if worker.num_cancelled > num_cancelled:
             return True
     return False
 
@@ -129,7 +129,7 @@ def test_texts_that_wait_for_the_tokenizer_are_given_up_too(
 
 def test_what_would_take_too_long_is_refused_before_it_starts(server: FakeServer) -> None:
     server.server.metrics.rate.count(1, 1000.0)
-    with server.held_lane():  # so that nothing measures another rate
+    with server.held_worker():  # so that nothing measures another rate
         for path, body in (
             ("/api/embed", {"input": ["abc", "de"]}),
             ("/v1/embeddings", {"input": "abc"}),
@@ -140,7 +140,7 @@ def test_what_would_take_too_long_is_refused_before_it_starts(server: FakeServer
             fault = fault_of(answer, dialect_by_path(path), 429)
             assert fault.text.startswith("this request cannot be done in time: ")
             assert answer.headers["retry-after"] == "600"
-        assert server.serving.lane.num_waiting_jobs == 0
+        assert server.serving.worker.num_waiting_jobs == 0
     until_empty(server)
 
 
@@ -162,7 +162,7 @@ def test_a_body_that_came_too_late_is_not_begun(server: FakeServer) -> None:
 
     def body() -> Iterator[bytes]:
         yield b'{"input": '
-        until(lambda: admission.num_jobs == 1)
+        until(lambda: admission.num_requests == 1)
         threading.Event().wait(0.3)  # longer than the timeout
         yield b'"abc"}'
 

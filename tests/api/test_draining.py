@@ -1,4 +1,4 @@
-"""What a stopping server tells those who wait for anything else than the lane: the same as all."""
+"""What a stopping server tells those who wait for anything but the worker: the same as all."""
 
 from __future__ import annotations
 

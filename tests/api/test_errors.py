@@ -241,8 +241,8 @@ def test_no_request_is_served_by_a_server_that_drains(server: FakeServer) -> Non
     check_all_are_refused(server, "the server is shutting down")
 
 
-def test_a_dead_lane_is_a_503(server: FakeServer) -> None:
-    server.serving.lane.stop(0.0)
+def test_a_dead_worker_is_a_503(server: FakeServer) -> None:
+    server.serving.worker.stop(0.0)
     for call in CALLS:
         fault_of(server.post(call.path, call.body), dialect_by_path(call.path), 503)
 

@@ -57,16 +57,20 @@ def test_every_route_that_computes_is_tried() -> None:
 def test_what_waits_goes_with_its_client(
     server: FakeServer, path: str, body: dict[str, Any]
 ) -> None:
-    lane, admission = server.serving.lane, server.serving.admission
-    until(lambda: lane.num_open_jobs == 0)
-    num_cancelled, num_steps, num_told = lane.num_cancelled, lane.num_steps, num_left(server, path)
-    with server.held_lane():
+    worker, admission = server.serving.worker, server.serving.admission
+    until(lambda: len(worker._jobs) == 0)
+    num_cancelled, num_steps, num_told = (
+        worker.num_cancelled,
+        worker.num_batches,
+        num_left(server, path),
+    )
+    with server.held_worker():
         connection = send(server.url, body, path)
-        until(lambda: lane.num_waiting_jobs == 1)
+        until(lambda: worker.num_waiting_jobs == 1)
         connection.close()
-        until(lambda: lane.num_waiting_jobs == 0)
-        assert lane.num_waiting_tokens == 0
-        assert lane.num_cancelled == num_cancelled + 1
-    until(lambda: lane.num_open_jobs == 0 and admission.num_jobs == 0)
-    assert lane.num_steps == num_steps + 1, "what held the lane, and nothing else"
+        until(lambda: worker.num_waiting_jobs == 0)
+        assert worker.num_waiting_tokens == 0
+        assert worker.num_cancelled == num_cancelled + 1
+    until(lambda: len(worker._jobs) == 0 and admission.num_requests == 0)
+    assert worker.num_batches == num_steps + 1, "what held the worker, and nothing else"
     until(lambda: num_left(server, path) == num_told + 1)

@@ -80,10 +80,10 @@ def test_while_it_starts_the_server_says_so_and_refuses_with_503() -> None:
         assert int(refused.headers["retry-after"]) > 0
 
 
-def test_a_dead_lane_is_a_503_that_says_so() -> None:
+def test_a_dead_worker_is_a_503_that_says_so() -> None:
     with serve_fake() as server:
         assert reports(server, 200, status="ok", model="Fake-Model", waiting_jobs=0)
-        server.serving.lane.stop(0.0)
+        server.serving.worker.stop(0.0)
         assert reports(server, 503, status="failed", reason="the compute thread has died")
         assert server.embed({"input": "a"}).status_code == 503
 
@@ -92,9 +92,9 @@ def test_a_draining_server_refuses_new_requests_and_finishes_those_that_run(
     fake: FakeServer,
 ) -> None:
     with serve_fake() as server, ThreadPoolExecutor(1) as pool:
-        with server.held_lane():
+        with server.held_worker():
             running = pool.submit(server.embed, {"input": ["a", "b"]})
-            server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+            server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
             server.server.drain()
             assert reports(server, 503, status="draining")
             assert server.embed({"input": "a"}).status_code == 503
@@ -105,14 +105,14 @@ def test_a_draining_server_refuses_new_requests_and_finishes_those_that_run(
 
 
 def test_clients_that_leave_while_they_wait_take_their_jobs_along(fake: FakeServer) -> None:
-    with fake.held_lane():
+    with fake.held_worker():
         with ExitStack() as clients:
             for _ in range(20):
                 clients.enter_context(send(fake.url, {"input": ["a", "b"]}))
-            fake.wait_for(lambda lane: lane.num_waiting_jobs == 20)
-        fake.wait_for(lambda lane: lane.num_waiting_jobs == 0)
-        assert fake.serving.lane.num_waiting_tokens == 0
-        assert fake.serving.lane.num_open_jobs == 1  # the one that runs
+            fake.wait_for(lambda worker: worker.num_waiting_jobs == 20)
+        fake.wait_for(lambda worker: worker.num_waiting_jobs == 0)
+        assert fake.serving.worker.num_waiting_tokens == 0
+        assert len(fake.serving.worker._jobs) == 1  # the one that runs
     until(lambda: not fake.open_requests)
     assert fake.embed({"input": "a"}).status_code == 200
 

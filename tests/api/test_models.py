@@ -180,9 +180,9 @@ def test_a_pinned_model_stays_whatever_is_asked(server: FakeServer) -> None:
 def test_a_model_in_use_is_unloaded_only_after_its_last_user(
     server: FakeServer, pool: ThreadPoolExecutor
 ) -> None:
-    with server.held_lane():
+    with server.held_worker():
         sent = [pool.submit(use, server, "a", keep_alive=0) for _ in range(3)]
-        server.wait_for(lambda lane: lane.num_waiting_jobs == 3)
+        server.wait_for(lambda worker: worker.num_waiting_jobs == 3)
         assert server.resident("a").num_users == 3
     for future in sent:
         ok(future.result())
@@ -214,9 +214,9 @@ def test_a_model_that_can_never_fit_is_refused_by_sizes_and_setting(root: Path) 
 
 def test_a_model_waits_for_one_in_use_to_make_room(root: Path, pool: ThreadPoolExecutor) -> None:
     with serve_fake(models_dir=root, max_model_bytes=2 * NUM_BYTES) as server:
-        with server.held_lane():
+        with server.held_worker():
             first = pool.submit(use, server, "a")
-            server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+            server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
             second = pool.submit(use, server, "b")
             until(lambda: server.num_waiting_for_loads == 1)
             assert server.engine.loads == [NAME, "a"]
@@ -251,7 +251,7 @@ def test_a_query_to_one_model_passes_the_bulk_of_another(
         path = "/api/rerank" if other == "ranker" else "/api/embed"
         body = {"model": other, "input": "a", "query": "a", "documents": ["b"]}
         query = pool.submit(server.post, path, body)
-        server.wait_for(lambda lane: lane.num_waiting_jobs == 2)
+        server.wait_for(lambda worker: worker.num_waiting_jobs == 2)
         server.engine.may_run.set()
         ok(query.result())
         assert len(ok(bulk.result())["embeddings"]) == 20

@@ -82,6 +82,6 @@ def test_a_new_route_is_served_by_being_there(server: FakeServer) -> None:
 def test_a_new_route_that_computes_is_admitted_before_its_body_is_read(server: FakeServer) -> None:
     with server.client() as client:
         client.headers.update(KEY)
-        server.serving.admission._max_jobs = 0
+        server.serving.admission._max_requests = 0
         answer = client.post(PATH, content=b"{")
     assert (answer.status_code, answer.json()["error_type"]) == (429, "Overloaded")

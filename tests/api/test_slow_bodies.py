@@ -28,7 +28,7 @@ def answer_of(connection: socket.socket) -> bytes:
 
 def until_free(server: FakeServer) -> None:
     admission = server.serving.admission
-    until(lambda: admission.num_jobs == 0)
+    until(lambda: admission.num_requests == 0)
 
 
 def test_a_body_that_stalls_is_a_408_and_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,13 +205,13 @@ def test_a_thread_that_dies_gets_a_successor(server: Server, expected: Expected)
     assert "the compute thread has died" in killed.text
     until(lambda: "the compute thread starts again (1 of 3)" in server.log())
     until(lambda: is_quiet(server))
-    assert server.log().count("the lane died") == 1
+    assert server.log().count("the worker died") == 1
     expected.check(ask(server, Request(expected.short[:1])))
 
 
 def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expected) -> None:
     rng = random.Random(1)
-    num_deaths = server.log().count("the lane died")
+    num_deaths = server.log().count("the worker died")
     requests = [expected.request(rng, place) for place in range(NUM_REQUESTS)]
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         answers = list(
@@ -226,7 +226,7 @@ def test_a_storm_of_faults_leaves_nothing_behind(server: Server, expected: Expec
     counted = Counter((answer.request.fault, answer.status) for answer in answers)
     assert counted[DIES, 503] == len(DEATHS)
     assert counted["", LEFT], counted
-    assert server.log().count("the lane died") == num_deaths + len(DEATHS)
+    assert server.log().count("the worker died") == num_deaths + len(DEATHS)
 
     num_splits = server.log().count("runs again in halves")
     large = [*expected.short[:4], f"{expected.short[4]} {IS_LARGE}"]  # one step, alone

@@ -16,7 +16,7 @@ from tests.serving.fake_engine import until
 BULK = {"input": [f"{i} " + "word " * 254 for i in range(1_000)]}
 
 
-def num_yields(server: Server) -> float:
+def num_preemptions(server: Server) -> float:
     with server.client() as client:
         families = text_string_to_metric_families(client.get("/metrics").text)
     (value,) = (
@@ -49,11 +49,11 @@ def ask(server: Server, text: str) -> None:
 
 def test_short_queries_run_within_the_steps_of_a_bulk_request(stand_in_server: Server) -> None:
     until(lambda: health(stand_in_server)["admitted_requests"] == 0)
-    before, numbers = num_yields(stand_in_server), itertools.count()
+    before, numbers = num_preemptions(stand_in_server), itertools.count()
 
     def has_yielded() -> bool:
         ask(stand_in_server, f"query {next(numbers)}")
-        return num_yields(stand_in_server) > before
+        return num_preemptions(stand_in_server) > before
 
     with send(stand_in_server.url, BULK):
         until_bulk_runs(stand_in_server)
@@ -71,4 +71,4 @@ def test_no_step_yields_when_that_is_off_and_queries_are_answered_all_the_same(
             for number in range(3):
                 ask(server, f"query {number}")
             assert health(server)["waiting_jobs"] > 0, "the bulk request is not over yet"
-        assert num_yields(server) == 0
+        assert num_preemptions(server) == 0

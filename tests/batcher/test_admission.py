@@ -10,42 +10,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batcher.admission import MAX_RETRY_S, Admission, Overloaded, Place, Rate
+from batcher.admission import MAX_RETRY_S, Admission, Overloaded, Rate, Reservation
 
 
 def admission_of(
-    max_tokens: int = 100, max_jobs: int = 10, rate: float = 0, max_urgent_tokens: int = 0
+    max_tokens: int = 100, max_requests: int = 10, rate: float = 0, max_urgent_tokens: int = 0
 ) -> Admission:
     """`rate` in tokens a second; 0: nothing is measured."""
     measured = Rate()
     if rate:
         measured.count(1000, 1000 / rate)
-    return Admission(max_tokens, max_jobs, measured, max_urgent_tokens)
+    return Admission(max_tokens, max_requests, measured, max_urgent_tokens)
 
 
-def enter_all(admission: Admission, held: Sequence[int]) -> list[Place]:
-    places = [admission.enter() for _ in held]
-    for place, num_tokens in zip(places, held, strict=True):
-        place.hold(num_tokens)
-    return places
+def enter_all(admission: Admission, held: Sequence[int]) -> list[Reservation]:
+    reservations = [admission.admit() for _ in held]
+    for reservation, num_tokens in zip(reservations, held, strict=True):
+        reservation.reserve(num_tokens)
+    return reservations
 
 
 def counts(admission: Admission) -> tuple[int, int, int]:
-    return admission.num_jobs, admission.num_holding, admission.num_tokens
+    return admission.num_requests, admission.num_reserving, admission.num_tokens
 
 
 def test_a_job_over_the_limit_is_refused_and_the_next_comes_in_when_one_has_left() -> None:
-    admission = admission_of(max_jobs=2)
+    admission = admission_of(max_requests=2)
     first, _ = enter_all(admission, [0, 0])
     with pytest.raises(Overloaded) as refusal:
-        admission.enter()
+        admission.admit()
     assert str(refusal.value) == (
         "the queue is full: 2 requests are open, the limit is 2 (max_queue_requests)"
     )
     first.leave()
     first.leave()
-    admission.enter()
-    assert admission.num_jobs == 2
+    admission.admit()
+    assert admission.num_requests == 2
     assert admission.num_refused == 1
 
 
@@ -68,13 +68,13 @@ TOKENS = [
 def test_tokens_are_taken_whole_or_not_at_all(held: list[int], wanted: int, is_taken: bool) -> None:
     admission = admission_of(max_tokens=100)
     enter_all(admission, held)
-    place = admission.enter()
+    reservation = admission.admit()
     if is_taken:
-        place.hold(wanted)
+        reservation.reserve(wanted)
         assert admission.num_tokens == sum(held) + wanted
         return
     with pytest.raises(Overloaded) as refusal:
-        place.hold(wanted)
+        reservation.reserve(wanted)
     assert str(refusal.value) == (
         f"the queue is full: it holds {sum(held)} tokens and this request has {wanted} or more, "
         "the limit is 100 (max_queue_tokens)"
@@ -85,42 +85,42 @@ def test_tokens_are_taken_whole_or_not_at_all(held: list[int], wanted: int, is_t
 @pytest.mark.parametrize("num_tokens", [100, 500])
 def test_nobody_enters_while_all_tokens_are_held(num_tokens: int) -> None:
     admission = admission_of(max_tokens=100)
-    (place,) = enter_all(admission, [num_tokens])
+    (reservation,) = enter_all(admission, [num_tokens])
     with pytest.raises(Overloaded, match=rf"it holds {num_tokens} tokens, the limit is 100 \("):
-        admission.enter()
-    place.release()
-    admission.enter()
+        admission.admit()
+    reservation.release()
+    admission.admit()
 
 
 def test_tokens_are_counted_as_they_come_and_may_turn_out_to_be_fewer() -> None:
     admission = admission_of(max_tokens=100)
     one, two = enter_all(admission, [0, 0])
-    one.hold(30)
-    two.hold(30)
-    one.hold(60)
+    one.reserve(30)
+    two.reserve(30)
+    one.reserve(60)
     assert counts(admission) == (2, 2, 90)
-    one.hold(20)  # what its sequences share is computed once
-    two.hold(80)
+    one.reserve(20)  # what its sequences share is computed once
+    two.reserve(80)
     assert counts(admission) == (2, 2, 100)
     with pytest.raises(Overloaded):
-        one.hold(21)
+        one.reserve(21)
     assert counts(admission) == (2, 1, 80), "a job that is refused holds nothing"
 
 
-def fail(place: Place, admission: Admission) -> None:
-    place.hold(70)
-    with admission.enter() as other:
-        other.hold(70)
+def fail(reservation: Reservation, admission: Admission) -> None:
+    reservation.reserve(70)
+    with admission.admit() as other:
+        other.reserve(70)
 
 
 def test_a_place_leaves_with_its_tokens_when_its_block_ends_or_raises() -> None:
     admission = admission_of()
-    with admission.enter() as place:
-        place.hold(70)
-        place.release()
+    with admission.admit() as reservation:
+        reservation.reserve(70)
+        reservation.release()
         assert counts(admission) == (1, 0, 0)
-    with pytest.raises(Overloaded), admission.enter() as place:
-        fail(place, admission)
+    with pytest.raises(Overloaded), admission.admit() as reservation:
+        fail(reservation, admission)
     assert counts(admission) == (0, 0, 0)
 
 
@@ -131,10 +131,10 @@ def test_a_place_leaves_with_its_tokens_when_its_block_ends_or_raises() -> None:
 def test_who_is_refused_is_told_when_what_is_held_will_be_done(
     rate: float, held: int, retry_after_s: int
 ) -> None:
-    admission = admission_of(max_jobs=1, rate=rate)
+    admission = admission_of(max_requests=1, rate=rate)
     enter_all(admission, [held])
     with pytest.raises(Overloaded) as refusal:
-        admission.enter()
+        admission.admit()
     assert refusal.value.retry_after_s == admission.retry_after_s == retry_after_s <= MAX_RETRY_S
 
 
@@ -159,46 +159,48 @@ def test_what_cannot_be_done_in_time_is_refused(
 ) -> None:
     admission = admission_of(rate=10)
     enter_all(admission, held)
-    place = admission.enter()
+    reservation = admission.admit()
     if is_taken:
-        place.hold(own, within_s)
+        reservation.reserve(own, within_s)
         return
     with pytest.raises(Overloaded, match="cannot be done in time: it would take about"):
-        place.hold(own, within_s)
+        reservation.reserve(own, within_s)
     assert admission.num_tokens == sum(held)
 
 
 def test_nothing_is_refused_by_a_rate_that_nobody_has_measured() -> None:
-    admission_of(max_tokens=10**9).enter().hold(10**8, 0.001)
+    admission_of(max_tokens=10**9).admit().reserve(10**8, 0.001)
 
 
 def test_who_is_refused_with_nobody_before_it_is_let_through_in_the_end() -> None:
     admission = admission_of(rate=1)  # of short texts alone: it can do much more
-    with admission.enter() as place:
+    with admission.admit() as reservation:
         for _ in range(3):
             with pytest.raises(Overloaded):
-                place.hold(80, 10.0)
-        place.hold(80, 10.0)
+                reservation.reserve(80, 10.0)
+        reservation.reserve(80, 10.0)
 
 
 def test_who_is_refused_because_of_others_does_not_change_the_rate() -> None:
     admission = admission_of(rate=10)
     enter_all(admission, [50])
     for _ in range(20):
-        with pytest.raises(Overloaded), admission.enter() as place:
-            place.hold(40, 1.0)
+        with pytest.raises(Overloaded), admission.admit() as reservation:
+            reservation.reserve(40, 1.0)
 
 
 @given(
-    steps=st.lists(st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1e4)), min_size=1, max_size=40)
+    batches=st.lists(
+        st.tuples(st.integers(1, 10**6), st.floats(1e-6, 1e4)), min_size=1, max_size=40
+    )
 )
-def test_the_rate_lies_between_the_slowest_step_and_the_fastest(
-    steps: list[tuple[int, float]],
+def test_the_rate_lies_between_the_slowest_batch_and_the_fastest(
+    batches: list[tuple[int, float]],
 ) -> None:
     rate = Rate()
-    for num_tokens, seconds in steps:
+    for num_tokens, seconds in batches:
         rate.count(num_tokens, seconds)
-    each = [seconds / num_tokens for num_tokens, seconds in steps]
+    each = [seconds / num_tokens for num_tokens, seconds in batches]
     measured = rate.seconds_for(1)
     assert measured is not None
     assert min(each) * 0.999 <= measured <= max(each) * 1.001
@@ -228,13 +230,13 @@ def test_who_may_overtake_is_refused_only_if_that_does_not_help(
     held: list[int], own: int, max_urgent_tokens: int, seconds: float
 ) -> None:
     admission = admission_of(10**6, rate=100, max_urgent_tokens=max_urgent_tokens)
-    places = enter_all(admission, held)
+    reservations = enter_all(admission, held)
     with pytest.raises(Overloaded, match=rf"it would take about {seconds} s, "):
-        admission.enter().hold(own, seconds * 0.99)
-    admission.enter().hold(own, seconds * 1.01)
-    for place in places:
-        place.leave()
-    admission.enter().hold(own, 2 * own / 100 * 1.01)
+        admission.admit().reserve(own, seconds * 0.99)
+    admission.admit().reserve(own, seconds * 1.01)
+    for reservation in reservations:
+        reservation.leave()
+    admission.admit().reserve(own, 2 * own / 100 * 1.01)
 
 
 class Comings(RuleBasedStateMachine):
@@ -246,65 +248,69 @@ class Comings(RuleBasedStateMachine):
         super().__init__()
         self.rate = Rate()
         self.admission = Admission(self.MAX_TOKENS, self.MAX_JOBS, self.rate, self.MAX_URGENT)
-        self.places: list[Place] = []
+        self.reservations: list[Reservation] = []
 
     @rule()
     def enter(self) -> None:
-        is_full = len(self.places) == self.MAX_JOBS or self.num_held() >= self.MAX_TOKENS
+        is_full = len(self.reservations) == self.MAX_JOBS or self.num_held() >= self.MAX_TOKENS
         try:
-            self.places.append(self.admission.enter())
+            self.reservations.append(self.admission.admit())
         except Overloaded:
             assert is_full
         else:
             assert not is_full
 
-    @precondition(lambda self: self.places)
+    @precondition(lambda self: self.reservations)
     @rule(
         data=st.data(),
         num_tokens=st.integers(0, 80),
         within_s=st.none() | st.floats(-1, 20),
     )
     def hold(self, data: Any, num_tokens: int, within_s: float | None) -> None:
-        place = data.draw(st.sampled_from(self.places))
-        others = self.num_held() - place.num_tokens
-        grows = num_tokens > place.num_tokens
+        reservation = data.draw(st.sampled_from(self.reservations))
+        others = self.num_held() - reservation.num_tokens
+        grows = num_tokens > reservation.num_tokens
         try:
-            place.hold(num_tokens, within_s)
+            reservation.reserve(num_tokens, within_s)
         except Overloaded:
-            assert place.num_tokens == 0
+            assert reservation.num_tokens == 0
             assert 1 <= self.admission.retry_after_s <= MAX_RETRY_S
             assert within_s is not None or (others and others + num_tokens > self.MAX_TOKENS)
         else:
-            assert place.num_tokens == num_tokens
+            assert reservation.num_tokens == num_tokens
             assert not grows or not others or others + num_tokens <= self.MAX_TOKENS
 
-    @precondition(lambda self: self.places)
+    @precondition(lambda self: self.reservations)
     @rule(data=st.data(), ends=st.sampled_from(["release", "leave"]))
     def end(self, data: Any, ends: str) -> None:
-        place = data.draw(st.sampled_from(self.places))
-        getattr(place, ends)()
+        reservation = data.draw(st.sampled_from(self.reservations))
+        getattr(reservation, ends)()
         if ends == "leave":
-            self.places.remove(place)
+            self.reservations.remove(reservation)
 
     @rule(num_tokens=st.integers(1, 100), seconds=st.floats(0.001, 10))
-    def step(self, num_tokens: int, seconds: float) -> None:
+    def batch(self, num_tokens: int, seconds: float) -> None:
         self.rate.count(num_tokens, seconds)
 
     def num_held(self) -> int:
-        return sum(place.num_tokens for place in self.places)
+        return sum(reservation.num_tokens for reservation in self.reservations)
 
     @invariant()
     def never_more_than_the_limits(self) -> None:
-        holding = [place for place in self.places if place.num_tokens]
-        assert counts(self.admission) == (len(self.places), len(holding), self.num_held())
-        urgent = [place for place in holding if place.num_tokens <= self.MAX_URGENT]
-        assert self.admission._num_urgent_tokens == sum(place.num_tokens for place in urgent)
-        assert len(self.places) <= self.MAX_JOBS
+        holding = [reservation for reservation in self.reservations if reservation.num_tokens]
+        assert counts(self.admission) == (len(self.reservations), len(holding), self.num_held())
+        urgent = [
+            reservation for reservation in holding if reservation.num_tokens <= self.MAX_URGENT
+        ]
+        assert self.admission._num_urgent_tokens == sum(
+            reservation.num_tokens for reservation in urgent
+        )
+        assert len(self.reservations) <= self.MAX_JOBS
         assert self.num_held() <= self.MAX_TOKENS or len(holding) == 1
 
     def teardown(self) -> None:
-        for place in self.places:
-            place.leave()
+        for reservation in self.reservations:
+            reservation.leave()
         assert counts(self.admission) == (0, 0, 0)
 
 

@@ -1,5 +1,5 @@
-"""Random schedules of arrivals, cancellations, failures and yields on a real lane: every job ends
-exactly once, with its own rows, and nothing waits for ever."""
+"""Random arrivals, cancellations, failures and preemptions on a real worker: every job ends exactly
+once, with its own rows, and nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.job import Job
-from batcher.lane import Lane
-from batcher.steps import Pause, RowFailed, StepFailed
+from batcher.batches import BatchFailed, Preempt, RowFailed
+from batcher.jobs import Job
+from batcher.worker import Worker
 from tests.batcher.trouble import TROUBLES, rows_of
 
 PATIENCE_S = 30.0
@@ -39,13 +39,13 @@ class Sent:
 
 
 class World:
-    """Plays the script: an event before each step and at each pause, on the lane's own thread."""
+    """Plays the script: an event before each batch and at each preemption point, on the thread."""
 
     def __init__(self, script: list[Any]) -> None:
         self.script = list(reversed(script))
         self.sent: list[Sent] = []
         self.trouble: str = ""
-        self.lane = Lane(self.run, 50, max_urgent_tokens=URGENT)
+        self.worker = Worker(self.run, 50, max_urgent_tokens=URGENT)
 
     def play(self) -> None:
         if not self.script:
@@ -56,7 +56,7 @@ class World:
         elif what == "cancel" and self.sent:
             one = self.sent[rest[0] % len(self.sent)]
             one.was_cancelled = one.was_cancelled or not one.job.ended
-            self.lane.cancel(one.job)
+            self.worker.cancel(one.job)
         else:
             self.trouble = what
 
@@ -71,13 +71,13 @@ class World:
 
         job.on_end = on_end
         self.sent.append(one)
-        self.lane.submit(job)
+        self.worker.submit(job)
 
-    def run(self, group: Hashable, payloads: list[str], pause: Pause | None) -> list[Any]:
+    def run(self, group: Hashable, payloads: list[str], preempt: Preempt | None) -> list[Any]:
         for _ in range(3):
             self.play()
-            if pause is not None:
-                pause()
+            if preempt is not None:
+                preempt()
         trouble, self.trouble = self.trouble, ""
         return rows_of(group, payloads, trouble)
 
@@ -91,9 +91,9 @@ def test_every_job_ends_once_with_its_own_rows(script: list[Any]) -> None:
         assert world.sent[-1].ended.wait(PATIENCE_S)
     for one in world.sent:
         assert one.ended.wait(PATIENCE_S)
-    assert world.lane.num_open_jobs == 0
-    assert world.lane.num_waiting_tokens == 0
-    assert world.lane.stop(PATIENCE_S)
+    assert len(world.worker._jobs) == 0
+    assert world.worker.num_waiting_tokens == 0
+    assert world.worker.stop(PATIENCE_S)
     for one in world.sent:
         assert one.num_ends == 1
         job = one.job
@@ -102,4 +102,4 @@ def test_every_job_ends_once_with_its_own_rows(script: list[Any]) -> None:
         if job.error is None:
             assert job.rows == [f"{job.group}{payload}" for payload in job.payloads]
         else:
-            assert isinstance(job.error, (StepFailed, RowFailed))
+            assert isinstance(job.error, (BatchFailed, RowFailed))

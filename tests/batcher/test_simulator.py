@@ -1,4 +1,4 @@
-"""What the plan promises to clients, on a virtual clock: the same on every machine."""
+"""What the scheduler promises to clients, on a virtual clock: the same on every machine."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from batcher import job as job_module
-from batcher import lane as lane_module
-from batcher.job import Job
-from batcher.lane import Lane
-from bench.simulated_lane import BGE_M3, CostModel, SimulatedJob, SimulatedLane, fair_ends
+from batcher import jobs as jobs_module
+from batcher import worker as worker_module
+from batcher.jobs import Job
+from batcher.worker import Worker
+from bench.simulated_worker import BGE_M3, CostModel, SimulatedJob, SimulatedWorker, fair_ends
 from bench.simulator import Scenario, bulk_clients, jobs, outcome, people, simulate
 
 URGENT = 64
@@ -31,7 +31,7 @@ def test_eight_interactive_clients_leave_bulk_two_fifths_of_its_rate(
     scenario = Scenario({"bulk": bulk_clients(num_bulk), "person": people(8, 0.0)}, until_s)
     kinds = outcome(scenario, model, URGENT)["kinds"]
     assert kinds["bulk"]["rate_kept"] >= 0.4
-    assert kinds["person"]["wait_s"]["p95"] < model.seconds(1024), "none waits for a long step"
+    assert kinds["person"]["wait_s"]["p95"] < model.seconds(1024), "none waits for a long batch"
 
 
 @pytest.mark.parametrize("model", [BGE_M3, BGE_SMALL], ids=lambda model: model.name)
@@ -70,13 +70,13 @@ def test_a_long_job_delays_a_hundred_others_by_no_more_than_its_share(
 
 def test_jobs_that_come_later_get_their_share_too() -> None:
     """Ten jobs of 100 texts, each 20 s after the one before, beside one of 5,000."""
-    lane = SimulatedLane(BGE_M3)
-    jobs("long", 1, 5000)(lane)
+    worker = SimulatedWorker(BGE_M3)
+    jobs("long", 1, 5000)(worker)
     for number in range(10):
-        lane.send(SimulatedJob(f"late {number}", [100] * 100), 20.0 * number)
-    lane.run()
-    fair = fair_ends([(job.came_at_token, sum(job.costs)) for job in lane.jobs])
-    for job, fair_end in zip(lane.jobs, fair, strict=True):
+        worker.send(SimulatedJob(f"late {number}", [100] * 100), 20.0 * number)
+    worker.run()
+    fair = fair_ends([(job.came_at_token, sum(job.costs)) for job in worker.jobs])
+    for job, fair_end in zip(worker.jobs, fair, strict=True):
         assert job.ended_at_token <= fair_end + 2 * 1024 + 10 * 100, job.client
 
 
@@ -96,33 +96,33 @@ def test_the_fair_ends_are_those_of_processor_sharing(
     assert fair_ends(came) == ends
 
 
-def test_the_simulated_lane_runs_the_steps_that_the_real_one_runs(
+def test_the_simulated_worker_runs_the_batches_that_the_real_one_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real lane with its clock replaced, the same jobs coming at the same moments."""
+    """The real worker with its clock replaced, the same jobs coming at the same moments."""
     model = CostModel("tiny", 0.2, 0.01, 12)
     coming = [(0.0, [100] * 30), (0.0, [90] * 30)]
     coming += [(0.37 * number, [7 + number % 9]) for number in range(1, 90)]
-    simulated = SimulatedLane(model, 512, URGENT)
-    simulated.steps = []
+    simulated = SimulatedWorker(model, 512, URGENT)
+    simulated.batches = []
     for number, (at_s, costs) in enumerate(coming):
         simulated.send(SimulatedJob(f"job {number}", costs), at_s)
     simulated.run()
-    assert simulated.num_yields > 10, "or there is little to compare"
+    assert simulated.num_preemptions > 10, "or there is little to compare"
     expected = [
-        [(int(job.client.split()[1]), index) for job, index in step.members]
-        for step in simulated.steps
+        [(int(job.client.split()[1]), index) for job, index in batch.members]
+        for batch in simulated.batches
     ]
-    assert real_steps(model, coming, monkeypatch) == expected
+    assert real_batches(model, coming, monkeypatch) == expected
 
 
-def real_steps(
+def real_batches(
     model: CostModel, coming: list[tuple[float, list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> list[list[tuple[int, int]]]:
-    """Payloads are (job, index). Time passes, and jobs come, only while a step runs."""
+    """Payloads are (job, index). Time passes, and jobs come, only while a batch runs."""
     now_s = 0.0
     waiting = list(enumerate(coming))
-    steps: list[list[tuple[int, int]]] = []
+    batches: list[list[tuple[int, int]]] = []
     may_start, all_ended = threading.Event(), threading.Event()
     num_open = len(coming)
 
@@ -131,7 +131,7 @@ def real_steps(
             number, (_, costs) = waiting.pop(0)
             job = Job("model", [(number, index) for index in range(len(costs))], costs)
             job.on_end = one_ended
-            lane.submit(job)
+            worker.submit(job)
 
     def one_ended() -> None:
         nonlocal num_open
@@ -139,15 +139,17 @@ def real_steps(
         if not num_open:
             all_ended.set()
 
-    def run_step(group: object, payloads: list[Any], pause: Callable[[], None] | None) -> list[Any]:
+    def run_batch(
+        group: object, payloads: list[Any], preempt: Callable[[], None] | None
+    ) -> list[Any]:
         nonlocal now_s
-        steps.append(payloads)
+        batches.append(payloads)
         part_s = model.seconds(sum(coming[number][1][index] for number, index in payloads))
         part_s /= model.num_parts
         for _ in range(model.num_parts):
             let_in()
-            if pause is not None:
-                pause()
+            if preempt is not None:
+                preempt()
             now_s += part_s
         let_in()
         return payloads
@@ -156,11 +158,11 @@ def real_steps(
         assert may_start.wait(PATIENCE_S)
 
     clock = SimpleNamespace(perf_counter=lambda: now_s)
-    monkeypatch.setattr(lane_module, "time", clock)
-    monkeypatch.setattr(job_module, "time", clock)
-    lane = Lane(run_step, 512, max_urgent_tokens=URGENT, on_start=wait_for_the_first)
+    monkeypatch.setattr(worker_module, "time", clock)
+    monkeypatch.setattr(jobs_module, "time", clock)
+    worker = Worker(run_batch, 512, max_urgent_tokens=URGENT, on_start=wait_for_the_first)
     let_in()
     may_start.set()
     assert all_ended.wait(PATIENCE_S)
-    assert lane.stop(PATIENCE_S)
-    return steps
+    assert worker.stop(PATIENCE_S)
+    return batches

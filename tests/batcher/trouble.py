@@ -1,4 +1,4 @@
-"""How a fake step ends: with its rows, or with what may go wrong in a real one."""
+"""How a fake batch ends: with its rows, or with what may go wrong in a real one."""
 
 from __future__ import annotations
 

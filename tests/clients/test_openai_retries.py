@@ -13,7 +13,7 @@ import pytest
 from batcher.admission import Admission
 from tests.serving.fake_engine import FakeServer, serve_fake, until
 
-HELD_TOKENS = 6  # of what holds the lane
+HELD_TOKENS = 6  # of what holds the worker
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ def test_a_refused_call_is_made_again_after_retry_after(
         def sleep(self, seconds: float) -> None:
             slept.append(seconds)
             server.engine.may_run.set()
-            until(lambda: admission.num_jobs == 0)
+            until(lambda: admission.num_requests == 0)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(time, name)
 
     monkeypatch.setattr(base_client, "time", Clock())
     url = f"{server.url}/v1"
-    with server.held_lane(), openai.OpenAI(base_url=url, api_key="any", max_retries=2) as client:
+    with server.held_worker(), openai.OpenAI(base_url=url, api_key="any", max_retries=2) as client:
         answer = client.embeddings.create(model="Fake-Model", input=["abc", "de"])
     assert [item.index for item in answer.data] == [0, 1]
     assert slept == [HELD_TOKENS]
@@ -56,7 +56,7 @@ def test_a_refused_call_is_made_again_after_retry_after(
 
 def test_a_client_that_does_not_try_again_raises_its_rate_limit_error(server: FakeServer) -> None:
     url = f"{server.url}/v1"
-    with server.held_lane(), openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
+    with server.held_worker(), openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
         with pytest.raises(openai.RateLimitError, match="max_queue_requests") as raised:
             client.embeddings.create(model="Fake-Model", input="abc")
         assert raised.value.response.headers["retry-after"] == str(HELD_TOKENS)

@@ -1,4 +1,4 @@
-"""Faults inside a real model's forward, on a real lane: whose work fails, and whose does not."""
+"""Faults inside a real model's forward, on a real worker: whose work fails, and whose does not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from batcher.job import Job
-from batcher.lane import Lane, LaneClosed
-from batcher.steps import RowFailed, StepFailed
+from batcher.batches import BatchFailed, RowFailed
+from batcher.jobs import Job
+from batcher.worker import Worker, WorkerClosed
 from engine import loading
 from engine.errors import NotFinite
 from engine.model import EmbeddingModel
@@ -36,14 +36,14 @@ SHORT = "w7"
 LONG = [f"common words first w{i} " + "w9 " * 12 for i in range(20)]
 
 
-class RealLane:
-    """A lane, one real model on it, and places in the model's forward where a test may act."""
+class RealWorker:
+    """A worker, one real model on it, and places in the model's forward where a test may act."""
 
     def __init__(self, model: Any) -> None:
         self.resident = Resident(model.name, ModelFolder(model.name, Path()), model=model)
         self.model = model
         self.num_freed = 0
-        self.lane = Lane(
+        self.worker = Worker(
             run_batch,
             4096,
             max_urgent_tokens=URGENT,
@@ -62,7 +62,7 @@ class RealLane:
         tokens = self.tokens(texts)
         job = Job(self.resident, tokens, [len(each.ids) for each in tokens])
         submitted = Submitted(job)
-        self.lane.submit(job)
+        self.worker.submit(job)
         return submitted
 
     def plain(self, texts: list[str]) -> NDArray[np.float32]:
@@ -121,13 +121,13 @@ class Submitted:
 
 
 @contextlib.contextmanager
-def real_lane(model: Any) -> Iterator[RealLane]:
+def real_worker(model: Any) -> Iterator[RealWorker]:
     model.add_pauses()
-    real = RealLane(model)
+    real = RealWorker(model)
     try:
         yield real
     finally:
-        real.lane.stop(PATIENCE_S)
+        real.worker.stop(PATIENCE_S)
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -136,50 +136,50 @@ def layout(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=FAMILIES)
-def real(request: pytest.FixtureRequest, load_tiny: Embedders, layout: str) -> Iterator[RealLane]:
+def real(request: pytest.FixtureRequest, load_tiny: Embedders, layout: str) -> Iterator[RealWorker]:
     """Each family and layout; the model is the test's own, to be spoilt."""
-    with real_lane(load_tiny(request.param, layout=layout)) as lane:
-        yield lane
+    with real_worker(load_tiny(request.param, layout=layout)) as worker:
+        yield worker
 
 
 def raises(num_tokens: int) -> None:
     raise RuntimeError("a fault that a test put there")
 
 
-def test_an_exception_in_the_last_layer_fails_its_step_and_not_the_next(real: RealLane) -> None:
+def test_an_exception_in_the_last_layer_fails_its_step_and_not_the_next(real: RealWorker) -> None:
     with real.before_layer(-1, raises):
         failed = real.submit(LONG)
         error = failed.error()
-    assert isinstance(error, StepFailed)
+    assert isinstance(error, BatchFailed)
     assert "test" not in str(error)
     np.testing.assert_array_equal(real.submit(LONG).rows(), real.plain(LONG))
 
 
-def test_an_exception_in_a_nested_step_is_not_the_outer_ones(real: RealLane) -> None:
+def test_an_exception_in_a_nested_step_is_not_the_outer_ones(real: RealWorker) -> None:
     def raises_when_short(num_tokens: int) -> None:
         if num_tokens <= URGENT:
             raises(num_tokens)
 
     with real.query_within() as queries, real.before_layer(-1, raises_when_short):
         rows = real.submit(LONG).rows()
-    assert isinstance(queries[0].error(), StepFailed)
-    assert real.lane.num_yields == 1
+    assert isinstance(queries[0].error(), BatchFailed)
+    assert real.worker.num_preemptions == 1
     np.testing.assert_array_equal(rows, real.plain(LONG))
 
 
-def test_an_exception_in_a_step_is_not_that_of_one_nested_in_it(real: RealLane) -> None:
+def test_an_exception_in_a_step_is_not_that_of_one_nested_in_it(real: RealWorker) -> None:
     def raises_when_long(num_tokens: int) -> None:
         if num_tokens > URGENT:
             raises(num_tokens)
 
     with real.query_within() as queries, real.before_layer(-1, raises_when_long):
-        assert isinstance(real.submit(LONG).error(), StepFailed)
+        assert isinstance(real.submit(LONG).error(), BatchFailed)
         rows = queries[0].rows()
-    assert real.lane.num_yields == 1
+    assert real.worker.num_preemptions == 1
     np.testing.assert_array_equal(rows, real.plain([SHORT]))
 
 
-def test_a_step_without_memory_runs_again_in_halves(real: RealLane) -> None:
+def test_a_step_without_memory_runs_again_in_halves(real: RealWorker) -> None:
     def needs_memory(num_tokens: int) -> None:
         if num_tokens > 2 * URGENT:
             torch.empty(1 << 60)  # as the CPU's allocator says it
@@ -187,13 +187,13 @@ def test_a_step_without_memory_runs_again_in_halves(real: RealLane) -> None:
     with real.query_within() as queries, real.before_layer(-1, needs_memory):
         rows = real.submit(LONG).rows()
         query = queries[0].rows()
-    assert real.lane.num_splits == real.num_freed > 0
+    assert real.worker.num_splits == real.num_freed > 0
     alone = np.concatenate([real.plain([text]) for text in LONG])
     np.testing.assert_allclose(rows, alone, atol=TOLERANCE)
     np.testing.assert_allclose(query, real.plain([SHORT]), atol=TOLERANCE)
 
 
-def test_a_text_too_large_for_the_memory_fails_by_name_and_alone(real: RealLane) -> None:
+def test_a_text_too_large_for_the_memory_fails_by_name_and_alone(real: RealWorker) -> None:
     longest = max(len(tokens.ids) for tokens in real.tokens(LONG[:3]))
 
     def needs_memory(num_tokens: int) -> None:
@@ -226,7 +226,7 @@ def spoil(model: EmbeddingModel, word: str) -> None:
     model._backbone.model.get_input_embeddings().weight.data[own] = float("nan")
 
 
-def test_a_row_that_is_no_number_is_its_own_texts_alone(real: RealLane) -> None:
+def test_a_row_that_is_no_number_is_its_own_texts_alone(real: RealWorker) -> None:
     texts = [*LONG[9:12], "common words first w3", "w9"]
     alone = [real.plain([text])[0] for text in texts]
     spoil(real.model, "w3")
@@ -258,25 +258,25 @@ def test_a_score_that_is_no_number_is_its_own_pairs_alone(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("who", ["outer", "nested"])
 def test_a_thread_killed_within_a_forward_fails_its_jobs_and_leaves_no_trace_in_the_model(
-    real: RealLane, who: str
+    real: RealWorker, who: str
 ) -> None:
     def dies(num_tokens: int) -> None:
         if (num_tokens <= URGENT) == (who == "nested"):
             raise SystemExit
 
-    thread = real.lane._thread
+    thread = real.worker._thread
     with real.query_within() as queries, real.before_layer(-1, dies):
         errors = [real.submit(LONG).error()]
         thread.join(PATIENCE_S)
-    assert not real.lane.alive
+    assert not real.worker.alive
     if who == "nested":
         errors.append(queries[0].error())
     else:
         np.testing.assert_array_equal(queries[0].rows(), real.plain([SHORT]))
-    assert all(isinstance(error, LaneClosed) for error in errors)
-    with pytest.raises(LaneClosed):
+    assert all(isinstance(error, WorkerClosed) for error in errors)
+    with pytest.raises(WorkerClosed):
         real.submit([SHORT])
-    real.lane.revive()
+    real.worker.revive()
     assert real.resident.num_running == 0
     np.testing.assert_array_equal(real.submit(LONG).rows(), real.plain(LONG))
     np.testing.assert_array_equal(real.submit([SHORT]).rows(), real.plain([SHORT]))

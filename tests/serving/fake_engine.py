@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.http.frame import Exchanges
-from batcher.lane import Lane
+from batcher.worker import Worker
 from embedding import create_app
 from serving.configuration import read_settings
 from serving.models.engine import Engine, overrides_of
@@ -98,7 +98,7 @@ class FakeServer:
         return self.post("/api/embed", body, **options)
 
     @contextlib.contextmanager
-    def held_lane(self) -> Iterator[None]:
+    def held_worker(self) -> Iterator[None]:
         """Inside, a step runs that does not end, so that what is sent waits for one next step."""
         self.engine.may_run.clear()
         self.engine.is_running.clear()
@@ -111,9 +111,9 @@ class FakeServer:
             self.engine.may_run.set()
             holder.join()
 
-    def wait_for(self, holds: Callable[[Lane], bool]) -> None:
-        """Until something is true of the lane; AssertionError when it takes too long."""
-        until(lambda: holds(self.serving.lane))
+    def wait_for(self, holds: Callable[[Worker], bool]) -> None:
+        """Until something is true of the worker; AssertionError when it takes too long."""
+        until(lambda: holds(self.serving.worker))
 
 
 class _NeverReady(Server):

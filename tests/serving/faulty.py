@@ -28,7 +28,7 @@ WORDS = (RAISES, DIES, IS_LARGE, IS_SLOW, IS_SPOILT)
 MESSAGE = "a fault that a test put there"
 _SLOW_S = 0.02
 
-_running: list[Sequence[Tokens]] = []  # the lane's step, and the one nested in it
+_running: list[Sequence[Tokens]] = []  # the worker's step, and the one nested in it
 _load_model, _run = loading.load_model, EmbeddingModel.run
 
 

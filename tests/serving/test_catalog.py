@@ -101,9 +101,9 @@ def test_a_folder_that_goes_is_not_found_and_what_runs_on_it_ends_well(
 ) -> None:
     assert status(server, "other") == 200
     wanted = server.embed({"model": "other", "input": ["a", "b"]}).json()["embeddings"]
-    with ThreadPoolExecutor(1) as pool, server.held_lane():
+    with ThreadPoolExecutor(1) as pool, server.held_worker():
         sent = pool.submit(server.embed, {"model": "other", "input": ["a", "b"]})
-        server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+        server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
         shutil.rmtree(server.models_dir / "other")
         assert status(server, "other") == 404
         server.engine.may_run.set()

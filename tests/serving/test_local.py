@@ -169,7 +169,7 @@ def test_it_closes_when_the_block_raises_and_twice(options: dict[str, object]) -
     server.close()
     with pytest.raises(Unavailable, match="not running"):
         server.embed("a")
-    assert not [t for t in threading.enumerate() if t.name in ("local-server", "lane", "worker")]
+    assert not [t for t in threading.enumerate() if t.name in ("local-server", "worker", "worker")]
 
 
 def test_what_cannot_start_says_why(options: dict[str, object]) -> None:

@@ -82,10 +82,10 @@ def test_a_step_that_fails_is_counted_as_failed(
 
 
 def test_what_waits_is_told_while_it_waits(server: FakeServer) -> None:
-    with server.held_lane():
+    with server.held_worker():
         waiting = threading.Thread(target=server.embed, args=({"input": ["abc", "de"]},))
         waiting.start()
-        server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
+        server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
         found = samples(server)
         assert found["embedding_queue_jobs",] == 1
         assert found["embedding_queue_tokens",] == 9
@@ -97,10 +97,10 @@ def test_what_waits_is_told_while_it_waits(server: FakeServer) -> None:
 
 
 def test_a_client_that_leaves_is_counted(server: FakeServer) -> None:
-    with server.held_lane():
+    with server.held_worker():
         with send(server.url, {"input": "a"}):
-            server.wait_for(lambda lane: lane.num_waiting_jobs == 1)
-        server.wait_for(lambda lane: lane.num_cancelled == 1)
+            server.wait_for(lambda worker: worker.num_waiting_jobs == 1)
+        server.wait_for(lambda worker: worker.num_cancelled == 1)
     until(lambda: ("embedding_requests_total", "/api/embed", "499") in samples(server))
     assert samples(server)["embedding_cancelled_total",] == 1
 

@@ -106,15 +106,15 @@ def test_identical_requests_at_the_same_time_are_one_computation() -> None:
         def ask() -> None:
             answers.append(server.embed({"input": ["same", "text"]}).json()["embeddings"])
 
-        with server.held_lane():
+        with server.held_worker():
             clients = [threading.Thread(target=ask) for _ in range(5)]
             for client in clients:
                 client.start()
-            server.wait_for(lambda lane: lane.num_waiting_jobs == 5)
+            server.wait_for(lambda worker: worker.num_waiting_jobs == 5)
         for client in clients:
             client.join()
         assert len(answers) == 5
         assert all(answer == answers[0] for answer in answers)
         computed = sum(count for _, count in server.engine.steps)
-        assert computed == 1 + 2  # the one that held the lane, and these once
+        assert computed == 1 + 2  # the one that held the worker, and these once
         assert "embedding_coalesced_total 8.0" in server.get("/metrics").text

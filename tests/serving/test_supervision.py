@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from batcher.job import Job
-from batcher.lane import Lane, LaneClosed
-from batcher.steps import Pause
+from batcher.batches import Preempt
+from batcher.jobs import Job
+from batcher.worker import Worker, WorkerClosed
 from serving.server import MAX_RESTARTS, supervise
 from tests.serving.fake_engine import FakeServer, serve_fake, until
 
@@ -18,37 +18,37 @@ PATIENCE_S = 30.0
 dies = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
-def run(group: Hashable, payloads: list[Any], pause: Pause | None) -> list[Any]:
+def run(group: Hashable, payloads: list[Any], preempt: Preempt | None) -> list[Any]:
     if "die" in payloads:
         raise SystemExit
     return payloads
 
 
-def kill(lane: Lane) -> None:
-    thread = lane._thread  # it may have a successor at once
-    lane.submit(Job("m", ["die"], [1]))
+def kill(worker: Worker) -> None:
+    thread = worker._thread  # it may have a successor at once
+    worker.submit(Job("m", ["die"], [1]))
     thread.join(PATIENCE_S)
     assert not thread.is_alive()
 
 
-async def _comes_alive(lane: Lane) -> None:
-    while not lane.alive:
+async def _comes_alive(worker: Worker) -> None:
+    while not worker.alive:
         await asyncio.sleep(0.005)
 
 
 @dies
 def test_a_dead_thread_gets_a_successor_a_few_times() -> None:
     async def check() -> None:
-        lane = Lane(run, 4)
-        supervising = asyncio.create_task(supervise(lane, pause_s=0.0))
+        worker = Worker(run, 4)
+        supervising = asyncio.create_task(supervise(worker, pause_s=0.0))
         for _ in range(MAX_RESTARTS):
-            await asyncio.to_thread(kill, lane)
-            await asyncio.wait_for(_comes_alive(lane), PATIENCE_S)
-        await asyncio.to_thread(kill, lane)
+            await asyncio.to_thread(kill, worker)
+            await asyncio.wait_for(_comes_alive(worker), PATIENCE_S)
+        await asyncio.to_thread(kill, worker)
         await asyncio.wait_for(supervising, PATIENCE_S)
-        assert not lane.alive
-        with pytest.raises(LaneClosed):
-            lane.submit(Job("m", ["a"], [1]))
+        assert not worker.alive
+        with pytest.raises(WorkerClosed):
+            worker.submit(Job("m", ["a"], [1]))
 
     asyncio.run(check())
 
@@ -56,24 +56,24 @@ def test_a_dead_thread_gets_a_successor_a_few_times() -> None:
 @dies
 def test_old_deaths_are_forgotten() -> None:
     async def check() -> None:
-        lane = Lane(run, 4)
-        supervising = asyncio.create_task(supervise(lane, pause_s=0.0, window_s=0.0))
+        worker = Worker(run, 4)
+        supervising = asyncio.create_task(supervise(worker, pause_s=0.0, window_s=0.0))
         for _ in range(MAX_RESTARTS + 2):
-            await asyncio.to_thread(kill, lane)
-            await asyncio.wait_for(_comes_alive(lane), PATIENCE_S)
+            await asyncio.to_thread(kill, worker)
+            await asyncio.wait_for(_comes_alive(worker), PATIENCE_S)
         supervising.cancel()
-        lane.stop(PATIENCE_S)
+        worker.stop(PATIENCE_S)
 
     asyncio.run(check())
 
 
-def test_a_lane_that_was_stopped_is_left_alone() -> None:
+def test_a_worker_that_was_stopped_is_left_alone() -> None:
     async def check() -> None:
-        lane = Lane(run, 4)
-        supervising = asyncio.create_task(supervise(lane, pause_s=0.0))
-        await asyncio.to_thread(lane.stop, PATIENCE_S)
+        worker = Worker(run, 4)
+        supervising = asyncio.create_task(supervise(worker, pause_s=0.0))
+        await asyncio.to_thread(worker.stop, PATIENCE_S)
         await asyncio.wait_for(supervising, PATIENCE_S)
-        assert not lane.alive
+        assert not worker.alive
 
     asyncio.run(check())
 
@@ -86,15 +86,15 @@ def test_health_tells_the_truth_before_and_after() -> None:
         until(lambda: server.get("/health").status_code == 503)
         assert "died" in server.get("/ready").json()["reason"]
         assert server.get("/live").status_code == 200
-        lane = server.serving.lane
-        lane.revive()
+        worker = server.serving.worker
+        worker.revive()
         assert server.get("/health").status_code == 200
         assert server.embed({"input": "a"}).status_code == 200
 
 
 def test_a_step_that_hangs_turns_health_red_until_it_ends() -> None:
     with serve_fake(batch_timeout_s=0.05) as server:
-        with server.held_lane():
+        with server.held_worker():
             until(lambda: server.get("/health").status_code == 503)
             assert "hangs" in server.get("/ready").json()["reason"]
             assert server.get("/live").status_code == 200

@@ -1,4 +1,4 @@
-"""What a step of a real shape costs on this machine: seconds by tokens, steps cut by the plan."""
+"""What the scheduler's batches cost on this machine with a real model: seconds by tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from batcher.plan import Plan
+from batcher.scheduler import Scheduler
 from bench import measure
 from bench.random_models import SHAPES, build
-from bench.simulated_lane import CostModel
+from bench.simulated_worker import CostModel
 from engine.cpus import count_cpus
 from engine.devices import CPU
 from engine.loading import LoadOptions, load_embedder
@@ -24,8 +24,8 @@ _PARTS_OF_A_LAYER = 3  # an encoder's: attention and the two halves of the feed-
 _BUDGETS = (16, 64, 256, 1024, 2048)
 
 
-class FullSteps:
-    """Steps of any budget, as full as the plan makes them, of texts that never run out.
+class FullBatches:
+    """Batches of any budget, as full as the scheduler makes them, of texts that never run out.
 
     Lengths are lognormal around `mean_tokens`.
     """
@@ -34,14 +34,14 @@ class FullSteps:
         texts = measure.lognormal_texts(400, mean_tokens)
         self._tokens = model.tokenize(texts, TextLimits(model.max_length))
         self._costs = model.costs(self._tokens)
-        self._plan = Plan()
+        self._scheduler = Scheduler()
 
     def next(self, budget: int) -> list[Tokens]:
-        while self._plan.num_waiting_tokens <= 2 * budget:
-            self._plan.add("job", "model", self._costs)
-        step = self._plan.take(budget)
-        assert step is not None
-        return [self._tokens[index] for _, index in step.members]
+        while self._scheduler.num_waiting_tokens <= 2 * budget:
+            self._scheduler.add("job", "model", self._costs)
+        batch = self._scheduler.take(budget)
+        assert batch is not None
+        return [self._tokens[index] for _, index in batch.members]
 
 
 def load(model_name: str) -> EmbeddingModel:
@@ -49,21 +49,23 @@ def load(model_name: str) -> EmbeddingModel:
     return load_embedder(model_name, build(model_name, _MODELS), CPU, LoadOptions())
 
 
-def timed(model: EmbeddingModel, step: Sequence[Tokens]) -> tuple[int, float]:
-    """Tokens and seconds of a step."""
-    return sum(len(t.ids) for t in step), measure.seconds(lambda: model.run(step))
+def timed(model: EmbeddingModel, batch: Sequence[Tokens]) -> tuple[int, float]:
+    """Tokens and seconds of a batch."""
+    return sum(len(t.ids) for t in batch), measure.seconds(lambda: model.run(batch))
 
 
 def measured(model_name: str, num_rounds: int = 9) -> CostModel:
     """A line through the medians of interleaved rounds, each weighed by its own size."""
     model = load(model_name)
-    short, usual = FullSteps(model, mean_tokens=12), FullSteps(model)
+    short, usual = FullBatches(model, mean_tokens=12), FullBatches(model)
     found: dict[int, list[tuple[int, float]]] = {budget: [] for budget in _BUDGETS}
     for _ in range(num_rounds + 1):
-        for budget, steps in found.items():
-            steps.append(timed(model, (short if budget < 256 else usual).next(budget)))
+        for budget, batches in found.items():
+            batches.append(timed(model, (short if budget < 256 else usual).next(budget)))
     tokens, seconds = (
-        np.array([statistics.median(step[i] for step in steps[1:]) for steps in found.values()])
+        np.array(
+            [statistics.median(batch[i] for batch in batches[1:]) for batches in found.values()]
+        )
         for i in (0, 1)
     )
     token_s, fixed_s = np.polyfit(tokens, seconds, 1, w=1 / seconds)

@@ -1,14 +1,14 @@
-"""The plan: what waits, and which sequences make the next step.
+"""The scheduler: what waits, and which sequences make the next batch.
 
 Weighted fair queueing over jobs, in tokens. It knows no clock, lock, thread, tensor or model, so
 its policy is tested by tables. Each sequence carries a finish tag: `start + cost`, where `start` is
 the virtual time at which its job came, or its predecessor's finish. The smallest finish goes first
-and virtual time follows it (self-clocked fair queueing, Golestani 1994): a short job that comes
-now goes before the rest of a long one, and the long one's next tag stays put while virtual time
-moves towards it, so nobody starves. Jobs of few tokens are urgent: they can be taken ahead of the
-others, which the lane does before and within a long step, and bounds how often. As long as they
-are few they come no other way, or they would ride in a long step to its end; a crowd of them is
-also taken by its tags, with everybody.
+and virtual time follows it (self-clocked fair queueing, Golestani 1994). A short job that comes now
+goes before the rest of a long one, and the long one's next tag stays put while virtual time moves
+towards it, so nobody starves. Jobs of few tokens are urgent: they can be taken ahead of the others,
+which the worker does before and within a long batch, and limits. While urgent jobs are few, they
+are taken in no other way, or they would ride in a long batch to its end. A crowd of them is also
+taken by its tags, with everybody.
 Invariant: every sequence that is added is either taken exactly once or withdrawn.
 """
 
@@ -20,27 +20,27 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Bulk of more than this many times the urgent limit makes a long step. A shorter one is soon over,
+# Bulk of more than this many times the urgent limit makes a long batch. A shorter one is soon over,
 # and one of urgent jobs alone has nobody whose turn another urgent job should take.
 _LONG = 2
 
-# More waiting than this many times the urgent limit is a crowd: apart they would take as long as a
-# step of a thousand tokens, in which they can ride instead.
+# More waiting than this many times the urgent limit is a crowd: on their own these jobs would take
+# as long as a batch of a thousand tokens, in which they can ride instead.
 _CROWD = 4
 
 # An urgent job has at most a quarter of the tokens of those whom it keeps waiting, on average. A
-# small step costs more a token than a full one: among texts alike it would only slow them all.
+# small batch costs more per token than a full one: among similar texts it would only slow them all.
 _SHORTER = 4
 
-# Sequences of a step may stand for this many times the budget when what they share is counted for
-# each: indices, and vectors of every token where a head wants them, take memory for all of it.
+# The sequences of a batch may stand for this many times the budget when what they share is counted
+# for each: indices, and vectors of every token where a head wants them, take memory for all of it.
 _MAX_SPREAD = 64
 
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """One job's place in the plan. `costs` are its sequences' tokens, in order: what each adds to
-    the one before it in the same step. `alone` is what each costs as the job's first in a step."""
+    """One job in the scheduler. `costs` are its sequences' tokens, in order: what each adds to the
+    one before it in the same batch. `alone` is what each costs as the job's first in a batch."""
 
     owner: Any
     group: Hashable
@@ -54,24 +54,24 @@ class Claim:
     withdrawn: bool = False  # or taken to its end: nothing of it waits
 
     def release(self) -> None:
-        """Its place in a heap must not keep its texts."""
+        """Its entry in a heap must not keep its texts."""
         self.withdrawn = True
         self.num_waiting_tokens = 0
         self.owner, self.costs, self.alone = None, (), ()
 
 
-_Place = tuple[int, int, Claim]  # tag, order of coming
+_Entry = tuple[int, int, Claim]  # tag, order of coming
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Batch:
     """Sequences of one group that run together: `members` are (owner, index within its job)."""
 
     group: Hashable
     members: list[tuple[Any, int]]
     num_tokens: int
     num_bulk_tokens: int = 0  # of jobs that are not urgent
-    is_full: bool = False  # more of its group would have come along
+    is_urgent: bool = False  # taken ahead of the others
 
 
 class _Queue:
@@ -80,10 +80,10 @@ class _Queue:
     __slots__ = ("bulk", "urgent")
 
     def __init__(self) -> None:
-        self.bulk: list[_Place] = []
-        self.urgent: list[_Place] = []
+        self.bulk: list[_Entry] = []
+        self.urgent: list[_Entry] = []
 
-    def first(self, with_urgent: bool) -> list[_Place]:
+    def first(self, with_urgent: bool) -> list[_Entry]:
         """The heap whose head goes next; an empty one when there is none."""
         _drop_withdrawn(self.bulk)
         if not with_urgent:
@@ -94,21 +94,23 @@ class _Queue:
         return self.bulk
 
 
-class Plan:
-    """Jobs wait here until their sequences are taken, at most `budget` tokens a step.
+class Scheduler:
+    """Jobs wait here until their sequences are taken, at most `max_tokens` for each batch.
 
     Jobs of at most `max_urgent_tokens` are urgent if they are far shorter than the bulk that waits,
-    or than that of the step that was taken last.
-    Cost per step: O(sequences of the step x log waiting jobs).
+    or than that of the batch that was taken last. A batch with more than `max_short_tokens` of bulk
+    is long: urgent jobs should not wait for it.
+    Cost per batch: O(sequences of the batch x log waiting jobs).
     """
 
     def __init__(self, max_urgent_tokens: int = 0) -> None:
         self.max_urgent_tokens = max_urgent_tokens
+        self.max_short_tokens = _LONG * max_urgent_tokens or math.inf
         self.num_waiting_jobs = 0
         self.num_waiting_tokens = 0
         self.num_bulk_tokens = 0  # those of jobs that are not urgent
         self._num_bulk_jobs = 0
-        self._running = (0, 0)  # bulk jobs of the last step, and all their tokens
+        self._running = (0, 0)  # bulk jobs of the last batch, and all their tokens
         self._queues: dict[Hashable, _Queue] = {}
         self._virtual_time = 0
         self._num_added = 0  # breaks ties between equal tags: first come, first served
@@ -120,9 +122,9 @@ class Plan:
         costs: Sequence[int],
         alone: Sequence[int] | None = None,
     ) -> Claim:
-        """Queue one job's sequences. A step never mixes groups (a group is a model in memory).
+        """Queue one job's sequences. A batch never mixes groups (a group is a model in memory).
 
-        `alone` is for sequences that share a beginning, which each step computes once; by default
+        `alone` is for sequences that share a beginning, which each batch computes once. By default
         nothing is shared.
         """
         alone = costs if alone is None else alone
@@ -132,10 +134,10 @@ class Plan:
         claim = Claim(owner, group, costs, alone, finish=self._virtual_time + costs[0])
         claim.num_tokens = claim.num_waiting_tokens = sum(costs)
         self._num_added += 1
-        place = (claim.finish, self._num_added, claim)
+        entry = (claim.finish, self._num_added, claim)
         queue = self._queues.setdefault(group, _Queue())
         claim.is_urgent = self._is_urgent(sum(alone))
-        heapq.heappush(queue.urgent if claim.is_urgent else queue.bulk, place)
+        heapq.heappush(queue.urgent if claim.is_urgent else queue.bulk, entry)
         if not claim.is_urgent:
             self.num_bulk_tokens += claim.num_waiting_tokens
             self._num_bulk_jobs += 1
@@ -144,7 +146,7 @@ class Plan:
         return claim
 
     def _is_urgent(self, num_tokens: int) -> bool:
-        """What neither waits nor runs is kept waiting by nobody."""
+        """Whether a job of so many tokens is far shorter than those whom it would keep waiting."""
         bulk = [(self._num_bulk_jobs, self.num_bulk_tokens), self._running]
         means = [tokens / jobs for jobs, tokens in bulk if jobs]
         is_shorter = num_tokens * _SHORTER <= max(means, default=math.inf)
@@ -161,33 +163,23 @@ class Plan:
             self._num_bulk_jobs -= 1
         claim.release()
 
-    def owners(self) -> list[Any]:
-        """The owners of all jobs that wait, in no order. O(waiting): for shutdown only."""
-        places = (place for queue in self._queues.values() for place in queue.bulk + queue.urgent)
-        return [claim.owner for _, _, claim in places if not claim.withdrawn]
+    def take(self, max_tokens: int, may_overtake: bool = False) -> Batch | None:
+        """The next batch, or None when nothing waits. A sequence over the limit runs alone.
 
-    def is_long(self, num_bulk_tokens: int) -> bool:
-        """Whether urgent jobs should not wait for a step with so much bulk."""
-        return num_bulk_tokens > _LONG * self.max_urgent_tokens > 0
-
-    @property
-    def next_group(self) -> Hashable | None:
-        """Of the step that `take` would give."""
-        return self._next_group(self._urgent_goes_along)
-
-    def take(self, budget: int) -> Step | None:
-        """The next step, or None when nothing waits. One sequence over the budget runs alone.
-
-        A beginning that the first sequence shares with those before it comes on top of the budget:
-        else each step behind a long one would hold a single sequence.
+        With `may_overtake`, urgent jobs come first if long work waits. A beginning that the first
+        sequence shares with those before it comes on top of the limit: else each batch behind a
+        long beginning would hold a single sequence.
         """
-        with_urgent = self._urgent_goes_along
+        is_long = self.num_bulk_tokens > self.max_short_tokens
+        if may_overtake and is_long and self.has_urgent and (batch := self.take_urgent()):
+            return batch
+        with_urgent = not is_long or self._is_crowd
         group = self._next_group(with_urgent)
         if group is None:
             return None
         queue = self._queues[group]
         members: list[tuple[Any, int]] = []
-        begun: set[int] = set()  # claims that have a member in this step
+        begun: set[int] = set()  # claims that have a member in this batch
         num_tokens = num_alone = num_bulk = limit = 0
         num_jobs = num_job_tokens = 0
         while heap := queue.first(with_urgent):
@@ -195,8 +187,8 @@ class Plan:
             own, alone = claim.costs[claim.num_taken], claim.alone[claim.num_taken]
             cost = own if id(claim) in begun else alone
             if not members:
-                limit = budget + alone - own
-            elif num_tokens + cost > limit or num_alone + alone > budget * _MAX_SPREAD:
+                limit = max_tokens + alone - own
+            elif num_tokens + cost > limit or num_alone + alone > max_tokens * _MAX_SPREAD:
                 break
             if not claim.is_urgent and id(claim) not in begun:
                 num_jobs += 1
@@ -208,17 +200,18 @@ class Plan:
             num_bulk += 0 if claim.is_urgent else cost
             self._advance(heap, claim, cost)
         self._running = (num_jobs, num_job_tokens)
-        return Step(group, members, num_tokens, num_bulk, is_full=bool(heap))
+        return Batch(group, members, num_tokens, num_bulk)
 
     @property
     def has_urgent(self) -> bool:
         """Whether `take_urgent` may give something. Cheap, and needs no lock."""
         return self.num_waiting_tokens > self.num_bulk_tokens
 
-    def take_urgent(self) -> Step | None:
-        """What waits of urgent jobs, by their tags, whatever else waits: of one group, together at
-        most `max_urgent_tokens`. None when there is none. Virtual time stays: it is the others'
-        service, and would run ahead of what waits, to the harm of who comes next."""
+    def take_urgent(self) -> Batch | None:
+        """The urgent jobs that wait, by their tags, ahead of everything else: jobs of one group,
+        together at most `max_urgent_tokens`. None when there is none. Virtual time stays: it counts
+        the others' service, and would run ahead of what waits, to the harm of whoever comes next.
+        """
         heads = []
         for group, queue in self._queues.items():
             _drop_withdrawn(queue.urgent)
@@ -240,18 +233,17 @@ class Plan:
             num_tokens += cost
             self.withdraw(claim)
             _drop_withdrawn(heap)
-        return Step(group, members, num_tokens)
+        return Batch(group, members, num_tokens, is_urgent=True)
 
     @property
-    def _urgent_goes_along(self) -> bool:
-        """Whether urgent jobs are taken with the others, by their tags."""
+    def _is_crowd(self) -> bool:
+        """Whether so many urgent jobs wait that they are taken with the others, by their tags."""
         num_urgent = self.num_waiting_tokens - self.num_bulk_tokens
-        is_crowd = num_urgent > _CROWD * self.max_urgent_tokens
-        return is_crowd or not self.is_long(self.num_bulk_tokens)
+        return num_urgent > _CROWD * self.max_urgent_tokens
 
     def _next_group(self, with_urgent: bool) -> Hashable | None:
-        """The one whose head has the smallest tag; groups with nothing waiting are forgotten."""
-        best: tuple[_Place, Hashable] | None = None
+        """The group whose head has the smallest tag. Groups with nothing waiting are forgotten."""
+        best: tuple[_Entry, Hashable] | None = None
         for group, queue in list(self._queues.items()):
             heap = queue.first(with_urgent)
             if heap and (best is None or heap[0] < best[0]):
@@ -261,9 +253,9 @@ class Plan:
                 del self._queues[group]
         return None if best is None else best[1]
 
-    def _advance(self, heap: list[_Place], claim: Claim, cost: int) -> None:
-        """Count the head as taken and re-tag its job by the next sequence. A beginning that was
-        computed once more is charged to the job that needed it."""
+    def _advance(self, heap: list[_Entry], claim: Claim, cost: int) -> None:
+        """Count the head as taken, and tag its job by the next sequence. A beginning that is
+        computed once more is charged to the job that needs it."""
         own = claim.costs[claim.num_taken]
         claim.finish += cost - own
         self._virtual_time = max(self._virtual_time, claim.finish)
@@ -282,6 +274,6 @@ class Plan:
         heapq.heapreplace(heap, (claim.finish, heap[0][1], claim))
 
 
-def _drop_withdrawn(heap: list[_Place]) -> None:
+def _drop_withdrawn(heap: list[_Entry]) -> None:
     while heap and heap[0][2].withdrawn:
         heapq.heappop(heap)

@@ -1,11 +1,12 @@
-"""A lane on a virtual clock: the real plan and the real share, a step costs what a model says.
+"""A worker on a virtual clock, with the real scheduler and the real share of urgent work.
 
-It mirrors these rules of batcher/lane.py and no others: a step is what the plan gives as soon as
-the lane is free; a step that the plan calls long pauses before each part of a layer; at a pause,
-and before long work goes on, an urgent step runs if the share lets it; each second of an outer step
-earns its bulk's part, each of an urgent one is spent. No job is cancelled, fails or shares rows.
+A batch costs what a model of costs says. These rules of batcher/worker.py are mirrored and no
+others: a batch is what the scheduler gives as soon as the worker is free; a long batch can be
+preempted before each part of a layer; then, and before long work goes on, an urgent batch runs if
+the share lets it; each second of an outer batch earns its bulk's part, each second of an urgent one
+is spent. No job is cancelled, fails or shares rows.
 Must not know what is measured, nor torch. Invariant: the same jobs give the same times on every
-machine; only `add_s` and `take_s`, the plan's own cost, are read off a real clock.
+machine; only `add_s` and `take_s`, the scheduler's own cost, are read off a real clock.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from batcher.plan import Plan, Step
-from batcher.share import Share
+from batcher.batches import UrgentShare
+from batcher.scheduler import Batch, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """A step takes `fixed_s + token_s * tokens` seconds, each of `num_parts` as long: a layer is
-    attention and the two halves of the feed-forward, with a pause before each."""
+    """A batch takes `fixed_s + token_s * tokens` seconds, each of `num_parts` as long: a layer is
+    attention and the two halves of the feed-forward, and can be preempted before each."""
 
     name: str
     fixed_s: float
@@ -45,11 +46,11 @@ class SimulatedJob:
 
     client: str
     costs: Sequence[int]
-    then: Callable[[SimulatedLane], None] | None = None  # what its client does with the answer
+    then: Callable[[SimulatedWorker], None] | None = None  # what its client does with the answer
     num_missing: int = 0
     came_s: float = 0.0
     ended_s: float = math.inf
-    came_at_token: int = 0  # tokens that the lane had computed by then
+    came_at_token: int = 0  # tokens that the worker had computed by then
     ended_at_token: int = 0
 
     @property
@@ -61,24 +62,28 @@ class SimulatedJob:
         return min(self.ended_s, now_s) - self.came_s
 
 
-class SimulatedLane:
+class SimulatedWorker:
     """Send jobs, run, read `jobs`: all that have come, in that order.
 
-    `max_urgent_tokens` 0: no step yields.
+    `max_urgent_tokens` 0: no batch is preempted.
     """
 
-    def __init__(self, model: CostModel, budget: int = 1024, max_urgent_tokens: int = 64) -> None:
+    def __init__(
+        self, model: CostModel, max_batch_tokens: int = 1024, max_urgent_tokens: int = 64
+    ) -> None:
         self.now_s = 0.0
         self.num_tokens = 0  # computed
         self.tokens_of: dict[str, int] = {}  # the same by client
         self.jobs: list[SimulatedJob] = []
-        self.num_steps = self.num_yields = self.num_taken = 0
-        self.add_s = self.take_s = 0.0  # wall seconds in the plan
-        self.steps: list[Step] | None = None  # put a list there to keep them, in order of beginning
+        self.num_batches = self.num_preemptions = self.num_taken = 0
+        self.add_s = self.take_s = 0.0  # wall seconds in the scheduler
+        self.batches: list[Batch] | None = (
+            None  # put a list there to keep them, in order of beginning
+        )
         self._model = model
-        self._budget = budget
-        self._plan = Plan(max_urgent_tokens)
-        self._share = Share()
+        self._max_batch_tokens = max_batch_tokens
+        self._scheduler = Scheduler(max_urgent_tokens)
+        self._share = UrgentShare()
         self._coming: list[tuple[float, int, SimulatedJob]] = []
         self._num_sent = 0
 
@@ -88,25 +93,16 @@ class SimulatedLane:
         heapq.heappush(self._coming, (at_s, self._num_sent, job))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Until nothing is left to do, or until the step that runs at `until_s` has ended."""
+        """Until nothing is left to do, or until the batch that runs at `until_s` has ended."""
         while self.now_s < until_s:
             self._let_in()
-            if self._goes_first() and (step := self._take(urgent=True)) is not None:
-                taken_s = self._model.seconds(step.num_tokens)
-                self.now_s += taken_s
-                self._share.spend(taken_s)
-                self._finish(step)
-            elif (step := self._take()) is not None:
-                self._run(step)
+            batch = self._take()
+            if batch is not None:
+                self._run(batch)
             elif self._coming:
                 self.now_s = max(self.now_s, self._coming[0][0])
             else:
                 return
-
-    def _goes_first(self) -> bool:
-        """Whether a short job may run before the long step that would begin."""
-        plan = self._plan
-        return plan.is_long(plan.num_bulk_tokens) and plan.has_urgent and self._share.may_begin
 
     def _let_in(self) -> None:
         """Whoever has come by now."""
@@ -116,50 +112,58 @@ class SimulatedLane:
             job.num_missing = len(job.costs)
             self.jobs.append(job)
             start = time.perf_counter()
-            self._plan.add(job, "model", job.costs)
+            self._scheduler.add(job, "model", job.costs)
             self.add_s += time.perf_counter() - start
 
-    def _take(self, urgent: bool = False) -> Step | None:
+    def _take(self, urgent_alone: bool = False) -> Batch | None:
         start = time.perf_counter()
-        step = self._plan.take_urgent() if urgent else self._plan.take(self._budget)
+        if urgent_alone:
+            batch = self._scheduler.take_urgent()
+        else:
+            batch = self._scheduler.take(self._max_batch_tokens, self._share.may_begin)
         self.take_s += time.perf_counter() - start
-        if step is not None:
-            self.num_taken += len(step.members)
-            if self.steps is not None:
-                self.steps.append(step)
-        return step
+        if batch is not None:
+            self.num_taken += len(batch.members)
+            if self.batches is not None:
+                self.batches.append(batch)
+        return batch
 
-    def _run(self, step: Step) -> None:
+    def _run(self, batch: Batch) -> None:
+        if batch.is_urgent:
+            self._run_urgent(batch)
+            return
         num_parts = self._model.num_parts
-        part_s = self._model.seconds(step.num_tokens) / num_parts
-        bulk_part = step.num_bulk_tokens / step.num_tokens
-        if self._plan.is_long(step.num_bulk_tokens):
+        part_s = self._model.seconds(batch.num_tokens) / num_parts
+        bulk_part = batch.num_bulk_tokens / batch.num_tokens
+        if batch.num_bulk_tokens > self._scheduler.max_short_tokens:
             for _ in range(num_parts):
-                self._pause()
+                self._preempt()
                 self.now_s += part_s
                 self._share.earn(part_s * bulk_part)
         else:
             self.now_s += part_s * num_parts
             self._share.earn(part_s * num_parts * bulk_part)
-        self._finish(step)
+        self._finish(batch)
 
-    def _pause(self) -> None:
+    def _preempt(self) -> None:
         self._let_in()
-        if not self._plan.has_urgent or not self._share.may_begin:
+        if not self._scheduler.has_urgent or not self._share.may_begin:
             return
-        step = self._take(urgent=True)
-        if step is None:
-            return
-        self.num_yields += 1
-        taken_s = self._model.seconds(step.num_tokens)
+        batch = self._take(urgent_alone=True)
+        if batch is not None:
+            self.num_preemptions += 1
+            self._run_urgent(batch)
+
+    def _run_urgent(self, batch: Batch) -> None:
+        taken_s = self._model.seconds(batch.num_tokens)
         self.now_s += taken_s
         self._share.spend(taken_s)
-        self._finish(step)
+        self._finish(batch)
 
-    def _finish(self, step: Step) -> None:
-        self.num_steps += 1
-        self.num_tokens += step.num_tokens
-        for job, index in step.members:
+    def _finish(self, batch: Batch) -> None:
+        self.num_batches += 1
+        self.num_tokens += batch.num_tokens
+        for job, index in batch.members:
             self.tokens_of[job.client] = self.tokens_of.get(job.client, 0) + job.costs[index]
             job.num_missing -= 1
             if job.num_missing == 0:
@@ -173,7 +177,7 @@ class SimulatedLane:
 
 def fair_ends(jobs: Sequence[tuple[int, int]]) -> list[float]:
     """When each (came, tokens) job would end if every waiting job got equal service at any moment
-    (processor sharing), counted in tokens computed. The lane is busy from the first to the last."""
+    (processor sharing), in tokens computed. The worker is busy from the first to the last."""
     order = sorted(range(len(jobs)), key=lambda i: jobs[i][0])
     ends = [0.0] * len(jobs)
     waiting: list[tuple[float, int]] = []  # (what each waiting job will have got by its end, job)

@@ -1,4 +1,4 @@
-"""Any order of coming, leaving and taking: the plan against a slow scan, and with urgent jobs."""
+"""Any order of coming, leaving and taking: against a slow scan, and with urgent jobs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from hypothesis import settings, strategies
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from batcher.plan import Claim, Plan, Step
+from batcher.scheduler import Batch, Claim, Scheduler
+from tests.batcher.waiting import owners_of
 
 
 @dataclass(slots=True)
 class NaiveJob:
-    """What the plan should know of a job, kept the slow way."""
+    """What the scheduler should know of a job, kept the slow way."""
 
     name: int
     group: int
@@ -27,20 +28,20 @@ class NaiveJob:
         return () if self.withdrawn else self.costs[self.num_taken :]
 
 
-class PlanRules(RuleBasedStateMachine):
+class SchedulerRules(RuleBasedStateMachine):
     """What both machines below do and hold."""
 
     jobs = Bundle[tuple[NaiveJob, Claim]]("jobs")
 
     def __init__(self, max_urgent_tokens: int) -> None:
         super().__init__()
-        self.plan = Plan(max_urgent_tokens)
+        self.scheduler = Scheduler(max_urgent_tokens)
         self.naive: list[NaiveJob] = []
 
     @rule(job=jobs)
     def withdraw(self, job: tuple[NaiveJob, Claim]) -> None:
         job[0].withdrawn = True
-        self.plan.withdraw(job[1])
+        self.scheduler.withdraw(job[1])
 
     def waiting(self) -> list[NaiveJob]:
         return [job for job in self.naive if job.waiting]
@@ -48,37 +49,37 @@ class PlanRules(RuleBasedStateMachine):
     @invariant()
     def counters_match(self) -> None:
         waiting = self.waiting()
-        assert self.plan.num_waiting_jobs == len(waiting)
-        assert self.plan.num_waiting_tokens == sum(sum(job.waiting) for job in waiting)
-        assert sorted(self.plan.owners()) == [job.name for job in waiting]
+        assert self.scheduler.num_waiting_jobs == len(waiting)
+        assert self.scheduler.num_waiting_tokens == sum(sum(job.waiting) for job in waiting)
+        assert sorted(owners_of(self.scheduler)) == [job.name for job in waiting]
 
 
-class PlanAgainstScan(PlanRules):
-    """The plan's heaps against a scan over all jobs for the smallest tag."""
+class SchedulerAgainstScan(SchedulerRules):
+    """The scheduler's heaps against a scan over all jobs for the smallest tag."""
 
     def __init__(self) -> None:
         super().__init__(0)
         self.virtual_time = 0
 
     @rule(
-        target=PlanRules.jobs,
+        target=SchedulerRules.jobs,
         group=strategies.integers(0, 2),
         costs=strategies.lists(strategies.integers(1, 12), min_size=1, max_size=6),
     )
     def add(self, group: int, costs: list[int]) -> tuple[NaiveJob, Claim]:
         job = NaiveJob(len(self.naive), group, costs, self.virtual_time + costs[0])
         self.naive.append(job)
-        return job, self.plan.add(job.name, group, costs)
+        return job, self.scheduler.add(job.name, group, costs)
 
     @rule(budget=strategies.integers(1, 24))
     def take(self, budget: int) -> None:
-        step = self.plan.take(budget)
+        batch = self.scheduler.take(budget)
         expected = self.take_by_scan(budget)
-        assert (None if step is None else step.members) == expected
-        if step is not None:
-            assert {self.naive[owner].group for owner, _ in step.members} == {step.group}
-            costs = [self.naive[owner].costs[index] for owner, index in step.members]
-            assert step.num_tokens == sum(costs)
+        assert (None if batch is None else batch.members) == expected
+        if batch is not None:
+            assert {self.naive[owner].group for owner, _ in batch.members} == {batch.group}
+            costs = [self.naive[owner].costs[index] for owner, index in batch.members]
+            assert batch.num_tokens == sum(costs)
             assert sum(costs) <= budget or len(costs) == 1
 
     def take_by_scan(self, budget: int) -> list[tuple[int, int]] | None:
@@ -100,11 +101,11 @@ class PlanAgainstScan(PlanRules):
         """Every sequence has been taken once, in order, or was withdrawn: the scan agreed."""
         while any(job.waiting for job in self.naive):
             self.take(16)
-        assert self.plan.take(16) is None
+        assert self.scheduler.take(16) is None
         assert all(job.withdrawn or job.num_taken == len(job.costs) for job in self.naive)
 
 
-class PlanWithUrgentJobs(PlanRules):
+class SchedulerWithUrgentJobs(SchedulerRules):
     """Coming, leaving and both ways of taking in any order: each sequence once, or withdrawn."""
 
     LIMIT = 6
@@ -114,14 +115,14 @@ class PlanWithUrgentJobs(PlanRules):
         self.claims: list[Claim] = []
 
     @rule(
-        target=PlanRules.jobs,
+        target=SchedulerRules.jobs,
         group=strategies.integers(0, 2),
         costs=strategies.lists(strategies.integers(1, 6), min_size=1, max_size=3)
         | strategies.lists(strategies.integers(5, 20), min_size=1, max_size=6),
     )
     def add(self, group: int, costs: list[int]) -> tuple[NaiveJob, Claim]:
         job = NaiveJob(len(self.naive), group, costs, 0)
-        claim = self.plan.add(job.name, group, costs)
+        claim = self.scheduler.add(job.name, group, costs)
         assert not claim.is_urgent or sum(costs) <= self.LIMIT
         self.naive.append(job)
         self.claims.append(claim)
@@ -129,54 +130,54 @@ class PlanWithUrgentJobs(PlanRules):
 
     @rule(budget=strategies.integers(1, 24))
     def take(self, budget: int) -> None:
-        step = self.plan.take(budget)
-        assert (step is None) == (not self.waiting())
-        if step is not None:
-            self.note(step)
-            assert step.num_tokens <= budget or len(step.members) == 1
+        batch = self.scheduler.take(budget)
+        assert (batch is None) == (not self.waiting())
+        if batch is not None:
+            self.note(batch)
+            assert batch.num_tokens <= budget or len(batch.members) == 1
 
     @rule()
     def take_urgent(self) -> None:
-        has_urgent = self.plan.has_urgent
-        step = self.plan.take_urgent()
-        assert has_urgent == (step is not None)
-        if step is not None:
-            assert all(self.claims[owner].is_urgent for owner, _ in step.members)
-            assert step.num_tokens <= self.LIMIT
-            self.note(step)
+        has_urgent = self.scheduler.has_urgent
+        batch = self.scheduler.take_urgent()
+        assert has_urgent == (batch is not None)
+        if batch is not None:
+            assert all(self.claims[owner].is_urgent for owner, _ in batch.members)
+            assert batch.num_tokens <= self.LIMIT
+            self.note(batch)
 
-    def note(self, step: Step) -> None:
-        for owner, index in step.members:
+    def note(self, batch: Batch) -> None:
+        for owner, index in batch.members:
             job = self.naive[owner]
             assert not job.withdrawn
             assert job.num_taken == index, "every sequence once, in order"
             job.num_taken += 1
-            assert job.group == step.group
-        costs = [self.naive[owner].costs[index] for owner, index in step.members]
-        assert step.num_tokens == sum(costs)
+            assert job.group == batch.group
+        costs = [self.naive[owner].costs[index] for owner, index in batch.members]
+        assert batch.num_tokens == sum(costs)
 
     @invariant()
     def bulk_is_counted_apart(self) -> None:
         bulk = [job for job in self.waiting() if not self.claims[job.name].is_urgent]
-        assert self.plan.num_bulk_tokens == sum(sum(job.waiting) for job in bulk)
-        assert self.plan._num_bulk_jobs == len(bulk)
+        assert self.scheduler.num_bulk_tokens == sum(sum(job.waiting) for job in bulk)
+        assert self.scheduler._num_bulk_jobs == len(bulk)
 
     def teardown(self) -> None:
-        """Both ways in turn, as a lane whose share allows it, take all there is."""
+        """Both ways in turn, as a worker whose share allows it, take all there is."""
         while self.waiting():
             self.take_urgent()
             self.take(16)
-        assert self.plan.next_group is None
-        assert not self.plan._queues
+        assert self.scheduler.take(16) is None
+        assert not self.scheduler._queues
 
 
-TestPlanWithUrgentJobs = PlanWithUrgentJobs.TestCase
-TestPlanWithUrgentJobs.settings = settings(
+TestSchedulerWithUrgentJobs = SchedulerWithUrgentJobs.TestCase
+TestSchedulerWithUrgentJobs.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
 )
 
 
-TestPlanAgainstScan = PlanAgainstScan.TestCase
-TestPlanAgainstScan.settings = settings(
+TestSchedulerAgainstScan = SchedulerAgainstScan.TestCase
+TestSchedulerAgainstScan.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
 )

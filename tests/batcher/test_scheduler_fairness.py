@@ -9,9 +9,9 @@ from typing import NamedTuple
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batcher.plan import Claim, Plan, Step
+from batcher.scheduler import Batch, Claim, Scheduler
 
-BUDGET = 24  # a step's; no sequence costs more
+BUDGET = 24  # a batch's; no sequence costs more
 
 
 class Sent(NamedTuple):
@@ -22,10 +22,10 @@ class Sent(NamedTuple):
 
 
 class People:
-    """Each has one job in the plan at a time; its next one comes when all of that is taken."""
+    """Each has one job in the scheduler at a time; its next one comes when all of that is taken."""
 
     def __init__(self, limit: int, habits: Sequence[Sequence[Sent]]) -> None:
-        self.plan = Plan(limit)
+        self.scheduler = Scheduler(limit)
         self.habits = [cycle(jobs) for jobs in habits]
         self.claims: dict[int, Claim] = {}
         self.waited = [0] * len(habits)  # tokens of others' since the next sequence is the next
@@ -35,35 +35,35 @@ class People:
 
     def come(self, person: int) -> None:
         job = next(self.habits[person])
-        self.claims[person] = self.plan.add(person, job.group, job.costs)
+        self.claims[person] = self.scheduler.add(person, job.group, job.costs)
         self.waited[person] = 0
 
     def take_urgent(self) -> None:
-        if step := self.plan.take_urgent():
+        if batch := self.scheduler.take_urgent():
             self.num_urgent += 1
-            self.return_from(step)
+            self.return_from(batch)
 
     def take(self) -> None:
         """By their tags."""
-        is_long = self.plan.is_long(self.plan.num_bulk_tokens)
-        step = self.plan.take(BUDGET)
-        assert step is not None
-        self.num_crowds += is_long and any(self.claims[p].is_urgent for p, _ in step.members)
+        is_long = self.scheduler.num_bulk_tokens > self.scheduler.max_short_tokens
+        batch = self.scheduler.take(BUDGET)
+        assert batch is not None
+        self.num_crowds += is_long and any(self.claims[p].is_urgent for p, _ in batch.members)
         for person in self.claims:
-            self.waited[person] += step.num_tokens
-        for person in {person for person, _ in step.members}:
+            self.waited[person] += batch.num_tokens
+        for person in {person for person, _ in batch.members}:
             self.waited[person] = 0
-        self.return_from(step)
+        self.return_from(batch)
         self.check()
 
-    def return_from(self, step: Step) -> None:
-        for person in {person for person, _ in step.members}:
+    def return_from(self, batch: Batch) -> None:
+        for person in {person for person, _ in batch.members}:
             if self.claims[person].withdrawn:
                 self.come(person)
 
     def check(self) -> None:
-        """Others get as much as it needs itself, and two steps more: their tags are behind by one
-        at most, as a step of one model goes on past another's, and each goes beyond by one."""
+        """Others get as much as it needs itself, and two batches more: their tags are behind by one
+        at most, as a batch of one model goes on past another's, and each goes beyond by one."""
         for person, claim in self.claims.items():
             own = claim.costs[claim.num_taken]
             if not claim.is_urgent:
@@ -98,7 +98,7 @@ def test_no_bulk_job_waits_for_more_than_a_fair_share_of_the_others(
         people.take()
 
 
-def test_crowds_and_urgent_steps_were_among_these() -> None:
+def test_crowds_and_urgent_batches_were_among_these() -> None:
     people = People(2, CROWD)
     for _ in range(100):
         people.take()

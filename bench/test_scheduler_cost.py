@@ -1,10 +1,10 @@
-"""What the plan's decisions cost with a million sequences waiting, in wall time on one thread.
+"""What the scheduler's decisions cost with a million sequences waiting, in wall time on one thread.
 
-    python -m pytest bench/test_plan_cost.py -s
+    python -m pytest bench/test_scheduler_cost.py -s
 
-Not among the tests: those time nothing. The medians are kept in `bench/results/plan-cost.json`.
-Texts have 100 tokens on average (10 a step), those of the short jobs 16. A few of the single ones
-are urgent, so that both of the plan's heaps are long.
+It is not among the tests: those time nothing. Medians are in `bench/results/scheduler-cost.json`.
+Texts have 100 tokens on average (10 a batch), those of the short jobs 16. A few of the single ones
+are urgent, so that both of the scheduler's heaps are long.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from batcher.plan import Plan
+from batcher.scheduler import Scheduler
 from bench import measure
 from bench.simulator import lengths
 
 _BUDGET, _MAX_URGENT = 1024, 64
-_NUM_TAKEN = 10_000  # sequences a round, give or take a step
+_NUM_TAKEN = 10_000  # sequences a round, give or take a batch
 _NUM_ADDED = 1000  # jobs a round
 _ROUNDS = 20
 
@@ -39,42 +39,42 @@ def found() -> Iterator[dict[str, dict[str, float]]]:
     yield found
     if set(found) == set(WAITING):
         measure.save(
-            "plan-cost",
+            "scheduler-cost",
             {"median_us": found, "budget": _BUDGET, "rounds": _ROUNDS},
         )
 
 
 @pytest.fixture(scope="module", params=WAITING)
-def waiting(request: pytest.FixtureRequest) -> tuple[str, Plan, list[list[int]]]:
-    """Its name, the plan, and the jobs in it."""
+def waiting(request: pytest.FixtureRequest) -> tuple[str, Scheduler, list[list[int]]]:
+    """Its name, the scheduler, and the jobs in it."""
     num_jobs, num_texts, mean_tokens = WAITING[request.param]
     drawn = lengths(random.Random(0), num_jobs * num_texts, mean_tokens)
     jobs = [drawn[first : first + num_texts] for first in range(0, len(drawn), num_texts)]
-    plan = Plan(_MAX_URGENT)
+    scheduler = Scheduler(_MAX_URGENT)
     for number, costs in enumerate(jobs):
-        plan.add(number, "model", costs)
-    return request.param, plan, jobs
+        scheduler.add(number, "model", costs)
+    return request.param, scheduler, jobs
 
 
 def test_microseconds_of_a_taken_sequence(
     benchmark: BenchmarkFixture,
-    waiting: tuple[str, Plan, list[list[int]]],
+    waiting: tuple[str, Scheduler, list[list[int]]],
     found: dict[str, dict[str, float]],
 ) -> None:
-    name, plan, _ = waiting
+    name, scheduler, _ = waiting
     per_sequence = []
 
     def take() -> None:
         num_taken = 0
 
-        def steps() -> None:
+        def batches() -> None:
             nonlocal num_taken
             while num_taken < _NUM_TAKEN:
-                step = plan.take(_BUDGET)
-                assert step is not None
-                num_taken += len(step.members)
+                batch = scheduler.take(_BUDGET)
+                assert batch is not None
+                num_taken += len(batch.members)
 
-        taken_s = measure.seconds(steps)
+        taken_s = measure.seconds(batches)
         per_sequence.append(taken_s / num_taken * 1e6)
 
     _run(benchmark, take)
@@ -83,17 +83,17 @@ def test_microseconds_of_a_taken_sequence(
 
 def test_microseconds_of_an_added_job(
     benchmark: BenchmarkFixture,
-    waiting: tuple[str, Plan, list[list[int]]],
+    waiting: tuple[str, Scheduler, list[list[int]]],
     found: dict[str, dict[str, float]],
 ) -> None:
-    name, plan, jobs = waiting
+    name, scheduler, jobs = waiting
 
     per_job = []
 
     def add() -> None:
         def all_of_them() -> None:
             for costs in jobs[:_NUM_ADDED]:
-                plan.add("late", "model", costs)
+                scheduler.add("late", "model", costs)
 
         per_job.append(measure.seconds(all_of_them) / _NUM_ADDED * 1e6)
 
