@@ -2,6 +2,6 @@
 
 import os
 
-from engine.environment import prepare_environment
+from engine.devices import prepare_environment
 
 prepare_environment(os.environ)  # before torch is imported, as the server does

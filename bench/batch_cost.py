@@ -11,13 +11,14 @@ import torch
 
 from batcher.scheduler import Scheduler
 from bench import measure
+from bench.loaded import load_embedder
 from bench.random_models import SHAPES, build
 from bench.simulated_worker import CostModel
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions, load_embedder
+from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
-from engine.tokens import TextLimits, Tokens
+from engine.text.tokens import TextLimits, Tokens
 
 _MODELS = Path("bench/models")
 _PARTS_OF_A_LAYER = 3  # an encoder's: attention and the two halves of the feed-forward

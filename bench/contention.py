@@ -25,11 +25,12 @@ import torch
 
 from bench import measure
 from bench.inprocess import embed_all
+from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_embedder
-from engine.tokens import TextLimits
+from engine.loading import LoadOptions
+from engine.text.tokens import TextLimits
 
 _MODELS = Path("bench/models")
 _OURS = os.environ.get("GOMP_SPINCOUNT", "")  # absent in the passive worker
@@ -45,7 +46,7 @@ _WAYS: _Ways = {
 def work(model_name: str) -> None:
     """A worker: for every line on stdin, print tokens/s of bulk and seconds of short queries."""
     torch.set_num_threads(count_cpus())
-    device = Device("cpu", "cpu", "float32", "packed")
+    device = Device("cpu", "cpu", "float32", "unpadded")
     model = load_embedder(model_name, build(model_name, _MODELS), device, LoadOptions())
     texts = measure.lognormal_texts(60)
     num_tokens = sum(len(t.ids) for t in model.tokenize(texts, TextLimits(model.max_length)))

@@ -27,11 +27,12 @@ import torch
 
 from bench import measure
 from bench.inprocess import embed_all
+from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_embedder
-from engine.tokens import TextLimits
+from engine.loading import LoadOptions
+from engine.text.tokens import TextLimits
 
 MODELS = Path("bench/models")
 
@@ -94,7 +95,7 @@ def run(model_name: str, num_clients: int, num_texts: int, num_rounds: int) -> d
     torch.set_num_threads(count_cpus())
     folder = build(model_name, MODELS)
     ours = load_embedder(
-        model_name, folder, Device("cpu", "cpu", "float32", "packed"), LoadOptions()
+        model_name, folder, Device("cpu", "cpu", "float32", "unpadded"), LoadOptions()
     )
     texts = measure.lognormal_texts(num_texts)
     num_tokens = sum(len(t.ids) for t in ours.tokenize(texts, TextLimits(ours.max_length)))

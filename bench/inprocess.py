@@ -2,9 +2,9 @@
 
     python -m bench.inprocess [--model bge-small] [--texts 200] [--rounds 5]
 
-Three works, interleaved, same weights, same threads: ours (tokenizer, scheduler, forward, pooling,
-L2), `SentenceTransformer.encode` with its defaults, and nothing but the matrix products of the
-model's own linear layers at the step's size, the most that this machine's fp32 could give.
+Three works, interleaved, same weights, same threads: ours (tokenizer, scheduler, forward, pooling),
+`SentenceTransformer.encode` with its defaults, and nothing but the matrix products of the model's
+own linear layers at the step's size, the most that this machine's fp32 could give.
 GFLOP/s of a model counts its matrix products: linear layers and attention's two. What is not a
 product (softmax, norms, GELU, tokenizer) is pure loss in it; `linear_only` counts attention as loss
 too.
@@ -27,13 +27,14 @@ from torch import nn
 
 from batcher.scheduler import Scheduler
 from bench import measure
+from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions, load_embedder
+from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
-from engine.tokens import TextLimits
-from engine.views import dense_rows
+from engine.outputs import dense_rows
+from engine.text.tokens import TextLimits
 from serving import embedding as vectors
 
 
@@ -82,7 +83,7 @@ def attention_flop_of(oracle: Any, length: int) -> int:
 def run(model_name: str, num_texts: int, num_rounds: int, max_step_tokens: int) -> dict[str, Any]:
     torch.set_num_threads(count_cpus())
     folder = build(model_name, Path("bench/models"))
-    device = Device("cpu", "cpu", "float32", "packed")
+    device = Device("cpu", "cpu", "float32", "unpadded")
     ours = load_embedder(model_name, folder, device, LoadOptions())
     oracle = SentenceTransformer(str(folder), device="cpu")
     texts = measure.lognormal_texts(num_texts)

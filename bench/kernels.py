@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import measure
-from engine.attention import Bounds, packed_attention
 from engine.cpus import count_cpus
-from engine.linear import PackedLinear
+from engine.forward.attention import Bounds, unpadded_attention
+from engine.forward.linear import PrepackedLinear
 
 _LINEAR = [(16, 384, 1536), (16, 1024, 4096), (128, 1024, 4096), (1024, 384, 1536)]
 _CAUSAL = [(1, 12), (1, 100), (1, 170), (1, 256), (20, 32), (60, 12)]  # count, length
@@ -47,7 +47,7 @@ def compare(ours: Callable[[], object], usual: Callable[[], object], rounds: int
 
 def linear_ratio(tokens: int, columns: int, rows: int, rounds: int) -> float:
     layer = nn.Linear(columns, rows).requires_grad_(False)
-    packed, x = PackedLinear(layer), torch.randn(tokens, columns)
+    packed, x = PrepackedLinear(layer), torch.randn(tokens, columns)
     return compare(lambda: packed(x), lambda: layer(x), rounds)
 
 
@@ -57,7 +57,7 @@ def attention_ratio(count: int, length: int, heads: int, dim: int, rounds: int) 
     bounds = Bounds.of([length] * count)
     q_n, k_n, v_n = (t.reshape(heads, count, length, dim).transpose(0, 1) for t in (q, k, v))
     return compare(
-        lambda: packed_attention(module, q, k, v, None, packed_bounds=bounds),
+        lambda: unpadded_attention(module, q, k, v, None, sequence_bounds=bounds),
         lambda: functional.scaled_dot_product_attention(q_n, k_n, v_n).transpose(1, 2).contiguous(),
         rounds,
     )
@@ -87,7 +87,7 @@ def _qwen3_rows(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _ours(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> object:
-    return packed_attention(nn.Module(), q, k, v, None, packed_bounds=bounds, is_causal=True)
+    return unpadded_attention(nn.Module(), q, k, v, None, sequence_bounds=bounds, is_causal=True)
 
 
 def _fused_causal(q: Tensor, k: Tensor, v: Tensor, count: int) -> Callable[[], object]:

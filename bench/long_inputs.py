@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 from bench import measure
+from bench.loaded import load_embedder
 from bench.random_models import SHAPES, build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions, load_embedder
-from engine.tokens import TextLimits
+from engine.loading import LoadOptions
+from engine.text.tokens import TextLimits
 
 
 def one(model_name: str, length: int) -> dict[str, Any]:

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from batcher.scheduler import Scheduler
 from bench import measure
+from bench.loaded import load_reranker
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions, load_reranker
+from engine.loading import LoadOptions
 from engine.model import RerankingModel
-from engine.tokens import Tokens
+from engine.text.tokens import Tokens
 
 _BEFORE, _AFTER = 75, 10  # tokens of the template around a document
 _MAX_ID = 150_000

@@ -2,8 +2,8 @@
 
     python -m bench.views [--model bge-m3] [--texts 32] [--rounds 5]
 
-Both works, interleaved: tokens, batches of the scheduler, heads, JSON (numbers; ColBERT vectors
-of every token are most of it). `engine_only` leaves the JSON out.
+Both works, interleaved: tokens, batches as the scheduler cuts them, heads, JSON (mostly ColBERT
+vectors). `engine_only` leaves the JSON out.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ import torch
 from api.http import writing
 from batcher.scheduler import Scheduler
 from bench import measure
+from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions, load_embedder
+from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
-from engine.tokens import TextLimits
-from engine.views import Views, dense_rows
+from engine.outputs import Outputs, dense_rows
+from engine.text.tokens import TextLimits
 from serving import embedding as vectors
 
 _ALL = ("dense", "sparse", "colbert")
 
 
 def embed_all(
-    model: EmbeddingModel, texts: list[str], views: tuple[str, ...], budget: int
-) -> list[Views]:
-    tokens = model.tokenize(texts, TextLimits(model.max_length), views=views)
+    model: EmbeddingModel, texts: list[str], outputs: tuple[str, ...], budget: int
+) -> list[Outputs]:
+    tokens = model.tokenize(texts, TextLimits(model.max_length), outputs=outputs)
     scheduler = Scheduler()
     scheduler.add("job", model.name, model.costs(tokens), [len(t.ids) for t in tokens])
-    rows: list[Views | None] = [None] * len(texts)
+    rows: list[Outputs | None] = [None] * len(texts)
     while step := scheduler.take(budget):
         members = [index for _, index in step.members]
         for i, row in zip(members, model.run([tokens[i] for i in members]), strict=True):
@@ -44,7 +45,7 @@ def embed_all(
     return [row for row in rows if row is not None]
 
 
-def answer(rows: list[Views]) -> bytes:
+def answer(rows: list[Outputs]) -> bytes:
     """What /api/embed answers."""
     body: dict[str, Any] = {"embeddings": vectors.finish(dense_rows(rows))}
     if rows[0].sparse is not None:

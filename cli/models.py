@@ -13,14 +13,14 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 from engine.errors import ModelError
-from engine.memory import format_bytes, num_values
-from engine.recipe import Recipe
-from engine.store import ModelFolder, default_models, find_models, list_models
+from engine.folder.recipe import Recipe
+from engine.folder.store import ModelFolder, default_models, find_models, list_models
+from engine.folder.weight_files import num_values, weight_bytes
+from engine.memory import format_bytes, format_count
 from serving.configuration import read_settings_quietly
 from serving.models.catalog import Entry, entry_of
 from serving.models.engine import overrides_of
@@ -184,7 +184,7 @@ def _row(entry: Entry, in_memory: dict[str, str] | None) -> Row:
         family=recipe.family,
         kind=recipe.kind,
         num_parameters=num_parameters,
-        num_bytes=_file_bytes(path),
+        num_bytes=weight_bytes(path),
         dim=recipe.dim,
         max_length=recipe.max_length,
         max_length_source=recipe.sources["max_length"],
@@ -195,13 +195,7 @@ def _row(entry: Entry, in_memory: dict[str, str] | None) -> Row:
 
 
 def _outputs(recipe: Recipe) -> str:
-    return "score" if recipe.is_reranker else ",".join(recipe.views)
-
-
-def _file_bytes(folder: Path) -> int:
-    """Of the weights that would be read: safetensors, else pickles."""
-    files = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    return sum(file.stat().st_size for file in files)
+    return "score" if recipe.is_reranker else ",".join(recipe.outputs)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -210,7 +204,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.name,
         row.family,
         row.kind,
-        _as_count(row.num_parameters),
+        format_count(row.num_parameters),
         format_bytes(row.num_bytes),
         str(row.dim) if row.dim else "-",
         str(row.max_length),
@@ -218,15 +212,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.outputs,
         row.in_memory,
     )
-
-
-def _as_count(number: int) -> str:
-    """As models are named: 22.7M, 568M, 4.0B."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            digits = 0 if number >= 100 * size else 1
-            return f"{number / size:.{digits}f}{unit}"
-    return str(number)
 
 
 def _held(running: dict[str, Any]) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cli.models import align
-from engine import records, verify
 from engine.devices import DeviceError
 from engine.errors import ModelError
-from engine.published import PUBLISHED, find_published
-from engine.recipe import read_recipe
-from engine.store import ModelFolder, find_models
+from engine.folder.recipe import read_recipe
+from engine.folder.store import ModelFolder, find_models
+from engine.verify import compare, records
+from engine.verify.published import PUBLISHED, find_published
 from serving.configuration import read_settings_quietly
 from serving.models.engine import open_engine, overrides_of
 from settings import Settings
@@ -49,7 +49,7 @@ def verify_model(arguments: list[str]) -> int:
     settings = read_settings_quietly()
     try:
         return _verify(asked, settings)
-    except (BadUsage, records.BadRecord, verify.WrongKind) as error:
+    except (BadUsage, records.BadRecord, compare.WrongKind) as error:
         return _fail(str(error), 2)
     except (ModelError, DeviceError) as error:
         return _fail(str(error).removeprefix("EMBEDDING_MODEL="), 1)
@@ -90,8 +90,8 @@ def _verify(asked: argparse.Namespace, settings: Settings) -> int:
     if asked.examples is not None:
         record = records.read_record(asked.examples)
         model = open_engine(settings).load(folder)
-        checks = verify.check_record(model, record)
-        changes = _changes(record.decisions, verify.decisions(model))
+        checks = compare.check_record(model, record)
+        changes = _changes(record.decisions, compare.decisions(model))
         origin = f"{asked.examples}, recorded from {record.model}"
         return _print_report(model, origin, checks, changes)
     published = find_published(folder.name)
@@ -99,14 +99,14 @@ def _verify(asked: argparse.Namespace, settings: Settings) -> int:
         raise BadUsage(_nothing_published(folder.name))
     model = open_engine(settings).load(folder)
     origin = f"{published.source}\ntolerance  {published.why}"
-    return _print_report(model, origin, verify.check_published(model, published), [])
+    return _print_report(model, origin, compare.check_published(model, published), [])
 
 
 def _record(folder: ModelFolder, settings: Settings, path: Path) -> int:
     if not path.absolute().parent.is_dir():
         raise BadUsage(f"--record {path}: there is no folder {path.parent}")
     model = open_engine(settings).load(folder)
-    record = verify.record_answers(model)
+    record = compare.record_answers(model)
     records.write_record(path, record)
     device, dtype = record.decisions["device"], record.decisions["dtype"]
     if (device, dtype) != ("cpu", "float32"):
@@ -116,10 +116,10 @@ def _record(folder: ModelFolder, settings: Settings, path: Path) -> int:
 
 
 def _print_report(
-    model: Any, origin: str, checks: Sequence[verify.Check], changes: Sequence[str]
+    model: Any, origin: str, checks: Sequence[compare.Check], changes: Sequence[str]
 ) -> int:
     """How the model is served, a line a value, what may be wrong, the summary; the exit code."""
-    now = verify.decisions(model)
+    now = compare.decisions(model)
     how = ", ".join(f"{key} {now[key]}" for key in ("device", "dtype", "layout", "linear"))
     print(f"model      {model.name}: {now['kind']}, {how}")
     if "pooling" in now:
@@ -139,7 +139,7 @@ def _print_report(
     return 1
 
 
-def _cells(check: verify.Check) -> tuple[str, ...]:
+def _cells(check: compare.Check) -> tuple[str, ...]:
     if check.skipped:
         return check.what, "-", "-", "-", "-", f"MISSING: {check.skipped}"
     numbers = f"{check.difference:.1e}", f"{check.limit:.1e}"

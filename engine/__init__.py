@@ -1,1 +1,5 @@
-"""Everything that touches torch and transformers: devices, models, packed forward, pooling."""
+"""Everything that touches torch and transformers. Start at model.py; loading.py builds one.
+
+folder/: what a folder says. text/: to token ids. forward/: to vectors and scores. verify/: checks.
+Must not know HTTP, jobs or the batcher.
+"""

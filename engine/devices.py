@@ -19,7 +19,7 @@ from importlib.metadata import entry_points
 
 AUTOLOAD_VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 AUTOLOAD_GROUP = "torch.backends"
-# The probe's product is exact in float16 and a multiple of 1/64: one wrong step is above this.
+# The probe's product is exact in float16 and a multiple of 1/64: one wrong value is above this.
 MAX_DIFFERENCE = 0.01
 MAX_REASON_CHARS = 300
 
@@ -35,7 +35,7 @@ class Device:
     name: str  # what torch calls it: "cpu", "vacc:1", "cuda:0"
     kind: str  # the name without the index
     dtype: str  # default dtype of weights there
-    layout: str  # default layout of a step there: "packed" or "padded"
+    layout: str  # default layout of a batch there: "unpadded" or "padded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Backend:
 
 
 CPU_NAMES = ("cpu", "cpu:0")
-CPU = Device(name="cpu", kind="cpu", dtype="float32", layout="packed")
+CPU = Device(name="cpu", kind="cpu", dtype="float32", layout="unpadded")
 
 # In the order of `auto`: a plug-in is installed on purpose, so it goes before what torch brings.
 # bfloat16 is no default anywhere: its 8 bits of precision cost vectors more than float16's 11.
@@ -207,9 +207,9 @@ def _check_product(name: str, dtype: str) -> None:
     import torch
 
     # Named device and dtype everywhere, because a plug-in may have changed torch's defaults.
-    steps = torch.arange(128, dtype=torch.float32, device="cpu")
-    left = ((steps * 5 % 13 - 6) / 8).reshape(8, 16)
-    right = ((steps * 7 % 11 - 5) / 8).reshape(16, 8)
+    values = torch.arange(128, dtype=torch.float32, device="cpu")
+    left = ((values * 5 % 13 - 6) / 8).reshape(8, 16)
+    right = ((values * 7 % 11 - 5) / 8).reshape(16, 8)
     precision = getattr(torch, dtype)
     with _explained(f"round trip in {dtype}"):
         product = left.to(precision).to(name) @ right.to(precision).to(name)
@@ -221,14 +221,14 @@ def _check_product(name: str, dtype: str) -> None:
 
 
 @contextmanager
-def _explained(step: str) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     """Turn what a plug-in raises into a DeviceError; SystemExit too, KeyboardInterrupt not."""
     try:
         yield
     except (Exception, SystemExit) as error:
         lines = str(error).strip().splitlines() or ["no message"]
         reason = f"{type(error).__name__}: {lines[0]}"[:MAX_REASON_CHARS]
-        raise DeviceError(f"{step} failed: {reason}") from error
+        raise DeviceError(f"{what} failed: {reason}") from error
 
 
 def _hide_unused_plug_ins() -> None:
@@ -246,3 +246,31 @@ def _reveal_plug_ins() -> None:
     for backend in BACKENDS:
         if backend.module is not None and sys.modules.get(backend.module, backend) is None:
             del sys.modules[backend.module]
+
+
+_DEFAULTS = {
+    # Nothing that is loaded may ask a hub.
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # The tokenizer has one thread; the other cores compute.
+    "TOKENIZERS_PARALLELISM": "false",
+    # How long a compute thread spins at a barrier before it sleeps. With libgomp's own 300,000
+    # rounds (milliseconds) the spinner keeps the very core that the thread it waits for needs.
+    # bench/results/contention-bge-small.json and docs/log.md have the figures for both.
+    "GOMP_SPINCOUNT": "8000",
+    # oneDNN, and PyTorch's layer above it, each keep code for the last 1,024 shapes. Every number
+    # of tokens in a batch brings three new ones at 0.6 ms and 0.5 to 0.9 MB. With 128 they take
+    # about 100 MB at most (docs/log.md).
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+}
+
+
+def prepare_environment(environ: MutableMapping[str, str]) -> None:
+    """Fill in the defaults above."""
+    for name, value in _DEFAULTS.items():
+        if name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in environ:
+            continue  # the user has chosen how to wait
+        environ.setdefault(name, value)

@@ -1,13 +1,13 @@
-"""From a folder on disk to a model that answers: read its recipe, load, make fast, check.
+"""From a folder on disk to a model that answers: read its recipe, load it, make it fast, check it.
 
-Every decision is logged with where it came from. Never opens a connection, never runs code from the
+Every decision is logged with its source. Never opens a connection and never runs code from the
 folder (no pickle, no remote code). Must not know HTTP or batching.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from engine import attention, heads, linear, selfcheck
-from engine.backbone import Backbone
+from engine import selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.forward import padded_hidden
+from engine.folder.recipe import Overrides, Recipe, read_recipe
+from engine.forward import heads, linear
+from engine.forward.backbone import Backbone, padded_hidden
 from engine.model import EmbeddingModel, RerankingModel
-from engine.pairs import CrossPairs, Qwen3Pairs
-from engine.recipe import Overrides, Recipe, read_recipe
-from engine.tokenizing import Tokenizer
-from engine.tokens import Tokens
+from engine.text.pairs import CrossPairs, Qwen3Pairs
+from engine.text.tokenizing import Tokenizer
+from engine.text.tokens import Tokens
 
 log = logging.getLogger("embedding.engine")
 
@@ -35,11 +35,11 @@ _QWEN3_END = "<|endoftext|>"
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """The settings that shape a model. "auto" means: the device's own."""
+    """The settings that shape a model. "auto" means the device's own default."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    layout: Literal["auto", "packed", "padded"] = "auto"
-    linear: Literal["auto", "packed", "plain"] = "auto"
+    layout: Literal["auto", "unpadded", "padded"] = "auto"
+    linear: Literal["auto", "prepacked", "plain"] = "auto"
     overrides: Overrides = field(default_factory=Overrides)
 
 
@@ -53,28 +53,12 @@ def load_model(
         model = load(name, recipe, device, options)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise MemoryError(f"{folder.name}: {error}") from error  # no fault of the folder's
+            raise MemoryError(f"{folder.name}: {error}") from error  # the folder is not to blame
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # an odd file
         raise ModelError(f"{folder}: {type(error).__name__}: {error}") from error
-    model.add_pauses()
+    model.add_preemption_points()
     _log_decisions(model)
-    return model
-
-
-def load_embedder(name: str, folder: Path, device: Device, options: LoadOptions) -> EmbeddingModel:
-    """`load_model` for who needs vectors. Raises ModelError for a reranker too."""
-    model = load_model(name, folder, device, options)
-    if not isinstance(model, EmbeddingModel):
-        raise ModelError(f"{folder}: a reranker has no vectors")
-    return model
-
-
-def load_reranker(name: str, folder: Path, device: Device, options: LoadOptions) -> RerankingModel:
-    """`load_model` for who needs scores of pairs. Raises ModelError for an embedder too."""
-    model = load_model(name, folder, device, options)
-    if not isinstance(model, RerankingModel):
-        raise ModelError(f"{folder}: not a reranker")
     return model
 
 
@@ -98,17 +82,30 @@ def _load_reranker(
 ) -> RerankingModel:
     tokenizer = Tokenizer(recipe.folder, lower_case=recipe.lower_case)
     pairs = Qwen3Pairs(tokenizer) if recipe.family == "qwen3" else CrossPairs(tokenizer)
+    sample = selfcheck.sample_pairs(pairs, recipe.max_length)
     dtype = _dtype(device, options)
     if recipe.kind == "causal reranker":
-        model = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
-        head = heads.yes_no(recipe, model, recipe.yes_no or _yes_no(recipe, tokenizer))
-        backbone = _make_fast(model, recipe, device, options)
-        return RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
-    whole = _load_weights(AutoModelForSequenceClassification, recipe.folder, dtype)
-    whole = whole.to(device.name)
-    head = heads.classifier(whole)
-    backbone = _make_fast(whole.base_model, recipe, device, options)
-    return RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
+        base = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
+        rows = heads.yes_no_rows(recipe, base, recipe.yes_no or _yes_no(recipe, tokenizer))
+        wanted = selfcheck.stock_yes_no(base, rows, sample)
+        head = heads.yes_no(rows)
+    else:
+        whole = _load_weights(AutoModelForSequenceClassification, recipe.folder, dtype)
+        base = whole.to(device.name).base_model
+        wanted = selfcheck.stock_logits(whole, sample)
+        head = heads.classifier(whole)
+    backbone = _make_fast(base, recipe, device, options)
+    model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
+    reason = selfcheck.check_scores(model, sample, wanted, dtype)
+    if reason and backbone.layout == "unpadded":
+        log.warning("serving model %s padded: %s", name, reason)
+        base.set_attn_implementation(selfcheck.STOCK_ATTENTION)
+        backbone = replace(backbone, layout="padded", shares_prefixes=False)
+        model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
+        reason = selfcheck.check_scores(model, sample, wanted, dtype)
+    if reason:
+        raise ModelError(f"{recipe.folder}: {reason}")
+    return model
 
 
 def bytes_per_value(device: Device, options: LoadOptions) -> int:
@@ -133,7 +130,7 @@ def _yes_no(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Safetensors stay mapped where dtypes agree."""
+    """Safetensors stay memory-mapped where the dtypes agree."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -145,7 +142,7 @@ def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # every library's own kind; the others mean a fault of the folder
+    except Exception as error:  # each library raises its own; all mean that the folder is at fault
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{folder}: {error}") from error
@@ -161,7 +158,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
-    """transformers fills what the file lacks with random numbers; only the pooler may lack."""
+    """transformers fills what a file lacks with random numbers; only the pooler may be missing."""
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     mismatched = sorted(str(entry) for entry in report["mismatched_keys"])
     if missing or mismatched:
@@ -171,51 +168,51 @@ def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _make_fast(model: Any, recipe: Recipe, device: Device, options: LoadOptions) -> Backbone:
-    """Choose layout and linear layers, each kept only if the model's own answer comes out."""
+    """Choose layout and linear layers; each is kept only if it gives the model's own answer."""
     is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
     wanted_layout = device.layout if options.layout == "auto" else options.layout
-    shares = is_causal and wanted_layout == "packed"
+    shares = is_causal and wanted_layout == "unpadded"
     with torch.inference_mode():
         sequences = selfcheck.sample_sequences(
             model.config.vocab_size, recipe.max_length, share_prefixes=shares
         )
         wanted = selfcheck.stock_hidden(model, sequences)
-        linear_kind = _pack_linears(model, device, options, sequences, wanted)
+        linear_kind = _prepack_linears(model, device, options, sequences, wanted)
         if wanted_layout == "padded":
             return Backbone(model, "padded", linear_kind, False)
         reason = _sliding_window(model.config)
         if shares and not reason:
-            unshared = selfcheck.check_packed(model, sequences, wanted, share_prefixes=True)
+            unshared = selfcheck.check_unpadded(model, sequences, wanted, share_prefixes=True)
             if not unshared:
-                return Backbone(model, "packed", linear_kind, True)
+                return Backbone(model, "unpadded", linear_kind, True)
             log.warning("prefixes are not shared: %s", unshared)
-        reason = reason or selfcheck.check_packed(model, sequences, wanted)
+        reason = reason or selfcheck.check_unpadded(model, sequences, wanted)
     if not reason:
-        return Backbone(model, "packed", linear_kind, False)
-    log.warning("packed layout does not fit this model, serving it padded: %s", reason)
+        return Backbone(model, "unpadded", linear_kind, False)
+    log.warning("the unpadded layout does not fit this model, serving it padded: %s", reason)
     model.set_attn_implementation(selfcheck.STOCK_ATTENTION)
     return Backbone(model, "padded", linear_kind, False)
 
 
-def _pack_linears(
+def _prepack_linears(
     model: Any, device: Device, options: LoadOptions, sequences: list[Tokens], wanted: Tensor
-) -> Literal["packed", "plain"]:
-    """Packed only if the stock forward over packed layers still gives `wanted`."""
+) -> Literal["prepacked", "plain"]:
+    """Prepacked only if the stock forward over prepacked layers still gives `wanted`."""
     if options.linear == "plain" or device.kind != "cpu" or model.dtype != torch.float32:
         return "plain"
-    reason = linear.can_pack()
+    reason = linear.can_prepack()
     if not reason:
-        replaced = linear.pack_linears(model)
+        replaced = linear.prepack_linears(model)
         reason = selfcheck.difference(padded_hidden, model, sequences, wanted)
         if not reason:
-            return "packed"
+            return "prepacked"
         linear.restore(replaced)
     log.warning("linear layers stay plain: %s", reason)
     return "plain"
 
 
 def _sliding_window(config: Any) -> str:
-    """Families name it in two ways; what is left over makes the attention itself refuse."""
+    """Families name it in two ways; the attention itself refuses any other."""
     layers = getattr(config, "layer_types", None)
     if layers is None:
         return "it has a sliding window" if getattr(config, "sliding_window", None) else ""
@@ -237,6 +234,3 @@ def _log_decisions(model: EmbeddingModel | RerankingModel) -> None:
     log.info("model %s: layout %s, linear layers %s", name, now["layout"], now["linear"])
     for module in getattr(recipe, "modules", ()):
         log.info("model %s: %s after pooling (modules.json)", name, module.kind)
-
-
-attention.register()

@@ -1,6 +1,6 @@
-"""Memory: what a model's weights will take, what this machine has left, and giving freed back.
+"""Memory: what a model's weights will take, what this machine has left, and how to free it.
 
-Standard library only; torch is used where somebody else has imported it. `root` is where /proc and
+Torch is used only where somebody else has imported it. `root` is where /proc and
 /sys are looked for, so tests can show any machine. A container's limit counts as well as the
 machine's memory: whoever passes it is killed.
 """
@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine.cpus import cgroup_levels, read_text
-from engine.errors import ModelError
-from engine.sentence_files import read_object
+from engine.folder.weight_files import num_values
 
-OVERHEAD = 1.1  # buffers, the allocator's rounding, a step's activations
+OVERHEAD = 1.1  # buffers, the allocator's rounding, a batch's activations
 OVERHEAD_BYTES = 64 << 20  # a tokenizer with 250 000 pieces, Python objects
-
-_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_BYTES_PER_VALUE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def model_bytes(folder: Path, bytes_per_value: int) -> int:
@@ -31,18 +25,10 @@ def model_bytes(folder: Path, bytes_per_value: int) -> int:
     return int(num_values(folder) * bytes_per_value * OVERHEAD) + OVERHEAD_BYTES
 
 
-def num_values(folder: Path) -> int:
-    """How many numbers a model's weights are. Raises ModelError naming the file."""
-    shards = _safetensors(folder)
-    if shards:
-        return sum(_count_values(path) for path in shards)
-    return _pickled_bytes(folder) // _stored_bytes_per_value(folder)
-
-
 def available_bytes(root: Path = Path("/")) -> int:
     """The least of the machine's free memory and what every cgroup above this process leaves.
 
-    Where nothing says, as outside Linux: as if without end.
+    Where nothing says, as outside Linux, it is sys.maxsize.
     """
     lefts = [*_machine_left(root), *_lefts_v2(root), *_lefts_v1(root)]
     return max(0, min(lefts, default=sys.maxsize))
@@ -69,54 +55,13 @@ def format_bytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e3:.1f} kB"
 
 
-def _safetensors(folder: Path) -> list[Path]:
-    """One file, or the shards that the index names; empty when there are neither."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    shards = read_object(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ModelError(f"{index}: no weight_map")
-    return [folder / name for name in sorted({str(name) for name in shards.values()})]
-
-
-def _count_values(path: Path) -> int:
-    """Numbers in a safetensors file: 8 bytes of length, a JSON header of shapes, then the data."""
-    try:
-        with path.open("rb") as file:
-            num_header_bytes = int.from_bytes(file.read(8), "little")
-            if num_header_bytes > _MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {num_header_bytes} bytes")
-            header = json.loads(file.read(num_header_bytes))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + num_header_bytes + max((t["data_offsets"][1] for t in tensors), default=0)
-        num_values = sum(int(math.prod(tensor["shape"])) for tensor in tensors)
-        size = path.stat().st_size
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except Exception as error:  # what a damaged header is may be anything
-        raise ModelError(f"{path}: no safetensors file, damaged, or cut short") from error
-    if size < end:
-        raise ModelError(f"{path}: cut short, {size} of {end} bytes")
-    return num_values
-
-
-def _pickled_bytes(folder: Path) -> int:
-    sizes = [path.stat().st_size for path in folder.glob("pytorch_model*.bin")]
-    if not sizes:
-        raise ModelError(
-            f"{folder}: no weights: no model.safetensors, no index of it, no pytorch_model*.bin"
-        )
-    return sum(sizes)
-
-
-def _stored_bytes_per_value(folder: Path) -> int:
-    path = folder / "config.json"
-    config = read_object(path, missing_ok=True)
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    return _BYTES_PER_VALUE.get(dtype.removeprefix("torch."), 4)
+def format_count(number: int) -> str:
+    """A number of parameters as models are named: `22.7M`, `568M`, `4.0B`."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            digits = 0 if number >= 100 * size else 1
+            return f"{number / size:.{digits}f}{unit}"
+    return str(number)
 
 
 def _machine_left(root: Path) -> Iterator[int]:

@@ -1,7 +1,8 @@
-"""A loaded model: texts or pairs to tokens, and a step of tokens to vectors or scores.
+"""A loaded model: texts or pairs to tokens, and a batch of tokens to vectors or scores.
 
-Two threads call it: the lane's thread `run`, the tokenizer thread all that reads or makes token
-ids; they share nothing that changes. Must not know jobs, HTTP or files.
+A worker thread calls `run`. What reads or makes token ids runs on the tokenizer thread, or for a
+short text on the event loop; the caller sees to it that only one does so at a time. The two share
+nothing that changes. Must not know jobs, HTTP or files.
 """
 
 from __future__ import annotations
@@ -9,30 +10,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from engine.backbone import Backbone
-from engine.forward import Hidden
-from engine.heads import M3Heads, ScoreHead
-from engine.pairs import CrossPairs, Qwen3Pairs
-from engine.pooling import pool
-from engine.recipe import Recipe
-from engine.token_ids import check_ids, cut_ids
-from engine.tokenizing import Tokenizer
-from engine.tokens import PairLimits, TextLimits, Token, Tokens
-from engine.views import Views, lexical_weights
-from engine.yielding import add_pauses
+from engine.folder.recipe import Recipe
+from engine.forward.backbone import Backbone, Hidden, pool
+from engine.forward.heads import M3Heads, ScoreHead
+from engine.forward.preemption import add_preemption_points
+from engine.outputs import Outputs, lexical_weights
+from engine.text.pairs import CrossPairs, Qwen3Pairs
+from engine.text.tokenizing import Tokenizer
+from engine.text.tokens import (
+    PairLimits,
+    TextLimits,
+    Token,
+    Tokens,
+    check_ids,
+    count_new_tokens,
+    cut_ids,
+)
 
 log = logging.getLogger("embedding.engine")
 
 
 class _Loaded:
-    """What both kinds are: a backbone, and a tokenizer with its text, ids and places."""
+    """What embedders and rerankers share: a backbone and a tokenizer."""
 
     def __init__(self, name: str, recipe: Recipe, backbone: Backbone, tokenizer: Tokenizer) -> None:
         self.name = name
@@ -53,16 +57,13 @@ class _Loaded:
         return self._tokenizer.decode(ids, skip_special_tokens)
 
     def costs(self, sequences: Sequence[Tokens]) -> list[int]:
-        return self._backbone.costs(sequences)
+        """Tokens that each will compute, given that a job's sequences run in order."""
+        return count_new_tokens(sequences, self._backbone.shares_prefixes)
 
-    def add_pauses(self) -> None:
-        """Let the lane's thread interrupt a forward between two layers."""
-        if not add_pauses(self._backbone.model):
-            log.warning("model %s: its layers are not known, a long step never pauses", self.name)
-
-    def modules(self) -> Iterator[Any]:
-        """The backbone's modules, as they are after loading."""
-        return iter(self._backbone.model.modules())
+    def add_preemption_points(self) -> None:
+        """Let a worker interrupt a forward between two parts of a layer."""
+        if not add_preemption_points(self._backbone.model):
+            log.warning("model %s: its layers are not known, no batch is preempted", self.name)
 
 
 class EmbeddingModel(_Loaded):
@@ -81,7 +82,8 @@ class EmbeddingModel(_Loaded):
     ) -> None:
         super().__init__(name, recipe, backbone, tokenizer)
         self.dim = recipe.dim
-        self.views: tuple[str, ...] = recipe.views
+        self.outputs: tuple[str, ...] = recipe.outputs
+        self._default_prompt = recipe.prompts.choose()
         self._modules = modules
         self._heads = heads
         self._special = np.array(sorted(tokenizer.special_ids()), dtype=np.int64)
@@ -90,6 +92,8 @@ class EmbeddingModel(_Loaded):
         self, prompt_name: str | None, input_type: str | None, instruction: str | None
     ) -> str:
         """The text before an input. Raises BadPrompt."""
+        if prompt_name is input_type is instruction is None:
+            return self._default_prompt
         return self.recipe.prompts.choose(prompt_name, input_type, instruction)
 
     def tokenize(
@@ -97,7 +101,7 @@ class EmbeddingModel(_Loaded):
         texts: Sequence[str],
         limits: TextLimits,
         prompt: str = "",
-        views: tuple[str, ...] = ("dense",),
+        outputs: tuple[str, ...] = ("dense",),
         first_index: int = 0,
     ) -> list[Tokens]:
         """Token ids of each text behind the prompt.
@@ -112,14 +116,14 @@ class EmbeddingModel(_Loaded):
         for encoded in self._tokenizer.encode(texts, limits, first_index):
             has_lost_prompt = limits.side == "left" and encoded.is_cut
             skipped = 0 if has_lost_prompt else num_prompt
-            result.append(Tokens(encoded.ids, num_prompt=skipped, views=views))
+            result.append(Tokens(encoded.ids, num_prompt=skipped, outputs=outputs))
         return result
 
     def tokens_of(
         self,
         ids: Sequence[Sequence[int]],
         limits: TextLimits,
-        views: tuple[str, ...] = ("dense",),
+        outputs: tuple[str, ...] = ("dense",),
         first_index: int = 0,
     ) -> list[Tokens]:
         """A client's own token ids as they are, nothing added.
@@ -129,7 +133,7 @@ class EmbeddingModel(_Loaded):
         result = []
         for index, each in enumerate(ids, first_index):
             check_ids(each, self.vocab_size, index)
-            result.append(Tokens(cut_ids(each, limits, index), views=views))
+            result.append(Tokens(cut_ids(each, limits, index), outputs=outputs))
         return result
 
     def _num_prompt(self, prompt: str, limits: TextLimits) -> int:
@@ -143,56 +147,55 @@ class EmbeddingModel(_Loaded):
         return self._tokenizer.token_texts(token_ids)
 
     @torch.inference_mode()
-    def run(self, step: Sequence[Tokens]) -> list[Views]:
-        """One record a sequence, with the views that it asked for; dense is always there."""
-        hidden, order = self._backbone.hidden(step)
-        num_prompt = [step[i].num_prompt for i in order]
+    def run(self, batch: Sequence[Tokens]) -> list[Outputs]:
+        """One record a sequence, with the outputs that it asks for; dense is always there."""
+        hidden, order = self._backbone.hidden(batch)
+        num_prompt = [batch[i].num_prompt for i in order]
         dense = self._modules(pool(hidden, self.recipe.pooling, num_prompt)).cpu().numpy()
-        rows = [Views(row) for row in dense]
-        asked = [row for row, i in enumerate(order) if len(step[i].views) > 1]
+        rows = [Outputs(row) for row in dense]
+        asked = [row for row, i in enumerate(order) if len(batch[i].outputs) > 1]
         if asked:
-            ids = [np.asarray(step[order[row]].ids) for row in asked]
-            wanted = [step[order[row]].views for row in asked]
-            for row, more in zip(asked, self._token_views(hidden, asked, ids, wanted), strict=True):
+            ids = [np.asarray(batch[order[row]].ids) for row in asked]
+            wanted = [batch[order[row]].outputs for row in asked]
+            for row, more in zip(
+                asked, self._token_outputs(hidden, asked, ids, wanted), strict=True
+            ):
                 rows[row] = replace(more, dense=rows[row].dense)
-        result: list[Views] = [rows[0]] * len(step)
+        result: list[Outputs] = [rows[0]] * len(batch)
         for row, i in enumerate(order):
             result[i] = rows[row]
         return result
 
-    def _token_views(
+    def _token_outputs(
         self,
         hidden: Hidden,
         asked: list[int],
         ids: list[NDArray[np.int64]],
         wanted: list[tuple[str, ...]],
-    ) -> Iterator[Views]:
-        """Sparse, ColBERT and tokens views of the rows `asked`, from the states of their tokens."""
+    ) -> Iterator[Outputs]:
+        """The further outputs of the rows `asked`, from the states of their tokens."""
         ends = hidden.lengths.cumsum(0)
         starts = (ends - hidden.lengths).tolist()
         lengths = hidden.lengths.tolist()
         positions = torch.cat([torch.arange(starts[r], starts[r] + lengths[r]) for r in asked])
         states = hidden.at(positions.to(ends.device)).float()
-        has_sparse = any("sparse" in views for views in wanted)
-        has_colbert = any("colbert" in views for views in wanted)
+        has_sparse = any("sparse" in outputs for outputs in wanted)
+        has_colbert = any("colbert" in outputs for outputs in wanted)
         weights = self._heads.sparse(states).cpu().numpy() if has_sparse else None
         vectors = self._heads.colbert(states).cpu().numpy() if has_colbert else None
         first = 0
-        for token_ids, views in zip(ids, wanted, strict=True):
+        for token_ids, outputs in zip(ids, wanted, strict=True):
             rows = slice(first, first + len(token_ids))
             first += len(token_ids)
             sparse = colbert = tokens = None
-            if weights is not None and "sparse" in views:
+            if weights is not None and "sparse" in outputs:
                 is_text = ~np.isin(token_ids, self._special)
                 sparse = lexical_weights(token_ids[is_text], weights[rows][is_text])
-            if vectors is not None and "colbert" in views:
-                colbert = vectors[rows][1:].copy()  # all but CLS; the step's array goes
-            if "tokens" in views:
+            if vectors is not None and "colbert" in outputs:
+                colbert = vectors[rows][1:].copy()  # all but CLS; frees the batch's array
+            if "tokens" in outputs:
                 tokens = states[rows].cpu().numpy().copy()
-            yield Views(np.empty(0, np.float32), sparse, colbert, tokens)
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self._backbone.model.named_parameters())
+            yield Outputs(np.empty(0, np.float32), sparse, colbert, tokens)
 
     def describe(self) -> dict[str, str | int]:
         """What /health says of the model."""
@@ -203,7 +206,7 @@ class EmbeddingModel(_Loaded):
             "dim": self.dim,
             "max_length": self.max_length,
             "pooling": "+".join(self.recipe.pooling),
-            "outputs": ",".join(self.views),
+            "outputs": ",".join(self.outputs),
         }
 
 
@@ -212,7 +215,7 @@ class RerankingModel(_Loaded):
 
     is_reranker = True
     dim = 0
-    views: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -238,10 +241,10 @@ class RerankingModel(_Loaded):
         return self._pairs.encode(pairs, limits, instruction, first_index)
 
     @torch.inference_mode()
-    def run(self, step: Sequence[Tokens]) -> NDArray[np.float32]:
+    def run(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
         """Raw scores `[n]`: a sigmoid turns them into relevance from 0 to 1."""
-        hidden, order = self._backbone.hidden(step)
-        scores = np.empty(len(step), dtype=np.float32)
+        hidden, order = self._backbone.hidden(batch)
+        scores = np.empty(len(batch), dtype=np.float32)
         scores[order] = self._head(hidden).float().cpu().numpy()
         return scores
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from engine.errors import ModelError
-from engine.store import default_models, find_models, list_models
+from engine.folder.store import default_models, find_models, list_models
 from serving.configuration import BadSetting, read_settings
 
 

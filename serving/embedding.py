@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.tokens import Side, TextLimits
-from engine.views import Sparse
+from engine.outputs import Sparse
+from engine.text.tokens import Side, TextLimits
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
 from serving.rows import Cost, Work, check_texts, compute
@@ -137,9 +137,9 @@ def check_embeds(name: str, there: Any, wanted: EmbedRequest) -> None:
     if there.is_reranker:
         message = f"model '{name}' is a reranker: it scores pairs and has no vectors"
         raise InvalidRequest(message, "model")
-    missing = [output for output in wanted.outputs if output not in (*there.views, "tokens")]
+    missing = [output for output in wanted.outputs if output not in (*there.outputs, "tokens")]
     if missing:
-        message = f"model '{name}' has no {missing[0]} output; it has: {', '.join(there.views)}"
+        message = f"model '{name}' has no {missing[0]} output; it has: {', '.join(there.outputs)}"
         raise InvalidRequest(message, "outputs")
     size = wanted.dimensions
     if wanted.strict and size is not None and not 1 <= size <= there.dim:

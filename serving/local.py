@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.views import Weights
+from engine.outputs import Weights
 from serving.configuration import read_settings
 from serving.embedding import EmbedRequest, PromptChoice, embed
 from serving.errors import Unavailable

@@ -12,7 +12,7 @@ from typing import Any
 import cachetools
 import numpy as np
 
-from engine.views import Views
+from engine.outputs import Outputs
 
 _ENTRY_BYTES = 400  # of a key, the records around it, and their places
 
@@ -48,10 +48,10 @@ class RowCache:
 
 def _alone(row: Any) -> Any:
     """A copy: the row of a step's array would keep the whole array."""
-    if not isinstance(row, Views):
+    if not isinstance(row, Outputs):
         return row
     sparse = row.sparse  # arrays of their own already
-    return Views(row.dense.copy(), sparse, _copied(row.colbert), _copied(row.tokens))
+    return Outputs(row.dense.copy(), sparse, _copied(row.colbert), _copied(row.tokens))
 
 
 def _copied(array: Any) -> Any:
@@ -59,7 +59,7 @@ def _copied(array: Any) -> Any:
 
 
 def _num_bytes(row: Any) -> int:
-    if not isinstance(row, Views):
+    if not isinstance(row, Outputs):
         return _ENTRY_BYTES
     arrays: list[Any] = [row.dense, row.colbert, row.tokens]
     if row.sparse is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.tokens import PairLimits, Side
-from engine.views import Weights, hybrid_score
+from engine.outputs import Weights, hybrid_score
+from engine.text.tokens import PairLimits, Side
 from serving.embedding import EmbedRequest, check_embeds, tokenizing
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident

@@ -16,7 +16,7 @@ from batcher.worker import Worker
 from engine import memory
 from engine.devices import DeviceError
 from engine.errors import ModelError
-from engine.store import ModelFolder, default_models, find_models
+from engine.folder.store import ModelFolder, default_models, find_models
 from serving.errors import NotReady
 from serving.gauges import Gauges
 from serving.metrics import Metrics

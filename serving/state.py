@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from batcher.admission import Admission, Reservation
 from batcher.worker import Worker
-from engine.recipe import Recipe
-from engine.store import ModelFolder
+from engine.folder.recipe import Recipe
+from engine.folder.store import ModelFolder
 from serving.errors import CallerGone, NotFound, NotReady, TooLate
 from serving.metrics import Metrics
 from serving.models.catalog import Catalog, Entry

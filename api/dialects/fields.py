@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from engine.views import Weights
+from engine.outputs import Weights
 from serving.errors import InvalidRequest
 from settings import Settings, parse_keep_alive
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -16,7 +15,8 @@ from api.http.body import check, read_object
 from api.http.routes import Routes
 from api.version import server_version
 from engine.errors import ModelError
-from engine.memory import num_values
+from engine.folder.weight_files import num_values, stored_dtype, weight_bytes
+from engine.memory import format_count
 from serving.errors import InvalidRequest, NotFound
 from serving.models.catalog import Entry
 from serving.server import Server
@@ -196,15 +196,15 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
     """Blocking: reads the weights' headers. `num_bytes` in memory, else those on disk."""
     assert entry.recipe is not None
     path, family = entry.folder.path, entry.recipe.family
-    on_disk = _bytes_on_disk(path)
+    on_disk = weight_bytes(path)
     modified = (path / "config.json").stat().st_mtime
     name = f"{entry.folder.name}:latest"
     details = {
         "format": "safetensors" if any(path.glob("*.safetensors")) else "pytorch",
         "family": family,
         "families": [family],
-        "parameter_size": f"{num_values(path) / 1e6:.0f}M",
-        "quantization_level": "F32",
+        "parameter_size": format_count(num_values(path)),
+        "quantization_level": stored_dtype(path),
     }
     digest = hashlib.sha256(f"{name} {on_disk} {modified}".encode()).hexdigest()
     return {
@@ -215,11 +215,6 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
         "digest": digest,
         "details": details,
     }
-
-
-def _bytes_on_disk(folder: Path) -> int:
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    return sum(path.stat().st_size for path in weights)
 
 
 def iso(seconds: float) -> str:

@@ -109,7 +109,7 @@ async def post_embed_all(request: Request) -> Response:
     """The ColBERT vectors of a model that has them, else the last hidden states of all tokens."""
     call, body = await begin(request, InputsBody)
     recipe = (await call.serving.entry(body.model)).recipe
-    output = "colbert" if recipe is not None and "colbert" in recipe.views else "tokens"
+    output = "colbert" if recipe is not None and "colbert" in recipe.outputs else "tokens"
     embedded = await _embed(call, body, output)
     return await respond(embedded.outputs[output], embedded.cost)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import ModelError
-from engine.recipe import Overrides, Recipe, read_recipe
-from engine.store import ModelFolder, find_by_name, list_models
+from engine.folder.recipe import Overrides, Recipe, read_recipe
+from engine.folder.store import ModelFolder, find_by_name, list_models
 
 
 @dataclass(frozen=True, slots=True)

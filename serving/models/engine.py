@@ -17,17 +17,16 @@ from batcher.batches import Preempt
 from engine import memory
 from engine.cpus import count_cpus
 from engine.devices import prepare_autoload
-from engine.environment import prepare_environment
+from engine.devices import prepare_environment
 from engine.errors import NotFinite
-from engine.recipe import Overrides
-from engine.store import ModelFolder
-from engine.views import Views
-from engine.yielding import pausing
+from engine.folder.recipe import Overrides
+from engine.folder.store import ModelFolder
+from engine.outputs import Outputs
+from engine.forward.preemption import preemptible
 from serving.models.resident import Resident
 from settings import Settings
 
 log = logging.getLogger("embedding")
-_OLD: dict[str, Any] = {"unpadded": "packed", "prepacked": "packed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,8 @@ def open_engine(settings: Settings) -> Engine:
     log.info("device %s, %d threads", device.name, threads)
     options = loading.LoadOptions(
         dtype=settings.dtype,
-        layout=_OLD.get(settings.layout, settings.layout),
-        linear=_OLD.get(settings.linear, settings.linear),
+        layout=settings.layout,
+        linear=settings.linear,
         overrides=overrides_of(settings),
     )
     num_bytes = loading.bytes_per_value(device, options)
@@ -87,7 +86,7 @@ def run_batch(group: Hashable, payloads: list[Any], preempt: Preempt | None) -> 
         model = group.model
         if model is None:  # every job of the batch was cancelled just now, and its lease ended
             return [None] * len(payloads)
-        with pausing(preempt):
+        with preemptible(preempt):
             rows = model.run(payloads)
     finally:
         group.num_running -= 1
@@ -98,7 +97,7 @@ def run_batch(group: Hashable, payloads: list[Any], preempt: Preempt | None) -> 
 
 def _is_finite(row: Any) -> bool:
     """Of a text's outputs, or of a pair's score."""
-    if not isinstance(row, Views):
+    if not isinstance(row, Outputs):
         return bool(np.isfinite(row))
     arrays = [row.dense, row.colbert, row.tokens, row.sparse.weights if row.sparse else None]
     return all(bool(np.isfinite(array).all()) for array in arrays if array is not None)

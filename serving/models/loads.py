@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from engine.errors import ModelError
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.errors import Unavailable
 
 T = TypeVar("T")

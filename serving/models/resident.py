@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.errors import Unavailable
 
 Fault = Callable[[], Exception]  # made anew for each waiter: a raised one keeps frames alive

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.errors import ModelError
 from engine.memory import format_bytes
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.models.loads import Loader, LoadFailed, on_daemon_thread
 from serving.models.resident import Fault, LoadTimeout, NoRoom, Resident
 

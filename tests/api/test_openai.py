@@ -28,7 +28,7 @@ ROOM = MAX_LENGTH - 2
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
-    """The default is dense alone, `heads` has three views."""
+    """The default is dense alone, `heads` has three outputs."""
     root: Path = tmp_path_factory.mktemp("models")
     write_model(root, NAME, prompts={"query": "q:", "passage": "p:", "shout": "HEY "})
     write_model(root, "heads", has_heads=True)

@@ -167,12 +167,12 @@ def test_each_item_has_its_own_views(server: FakeServer) -> None:
     every = ["dense", "sparse", "colbert"]
     data = items(server, input=TEXTS, outputs=every)
     for text, item in zip(TEXTS, data, strict=True):
-        views = views_of(FakeTokens([START, *map(ord, text), END], tuple(every)))
-        assert views.sparse is not None
-        assert views.colbert is not None
+        outputs = views_of(FakeTokens([START, *map(ord, text), END], tuple(every)))
+        assert outputs.sparse is not None
+        assert outputs.colbert is not None
         weights = {int(key): np.float32(value) for key, value in item["sparse"].items()}
-        assert weights == dict(zip(views.sparse.token_ids, views.sparse.weights, strict=True))
-        np.testing.assert_array_equal(np.array(item["colbert"], np.float32), views.colbert)
+        assert weights == dict(zip(outputs.sparse.token_ids, outputs.sparse.weights, strict=True))
+        np.testing.assert_array_equal(np.array(item["colbert"], np.float32), outputs.colbert)
         assert len(item["colbert"]) == len(text) + 1
         assert item["embedding"] == items(server, input=text)[0]["embedding"]
 

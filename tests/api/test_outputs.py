@@ -35,7 +35,7 @@ LONGEST = 16
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
-    """`m3` has all views and prompts, `plain` has neither, `qwen` frames instructions."""
+    """`m3` has all outputs and prompts, `plain` has neither, `qwen` frames instructions."""
     root: Path = tmp_path_factory.mktemp("models")
     write_model(root, "m3", has_heads=True, prompts=PROMPTS, max_length=LONGEST)
     write_model(root, "plain")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from engine.errors import ModelError
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.configuration import read_settings
 from serving.models.resident import NoRoom
 from serving.server import Server

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from engine.views import Views, Weights, hybrid_score
+from engine.outputs import Outputs, Weights, hybrid_score
 from tests.serving.fake_engine import FakeServer, serve_fake
 from tests.serving.fake_models import (
     END,
@@ -61,7 +61,7 @@ def error(answer: httpx.Response) -> str:
     return text
 
 
-def views(text: str) -> Views:
+def views(text: str) -> Outputs:
     return views_of(FakeTokens([START, *map(ord, text), END], ALL))
 
 

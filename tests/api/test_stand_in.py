@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from engine.store import default_models
+from engine.folder.store import default_models
 from tests.servers import ROOT, Server
 from tests.texts import varied_texts
 

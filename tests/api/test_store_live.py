@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from bench import random_models
+from bench.loaded import load_embedder, load_reranker
 from bench.random_models import SHAPES, build
 from engine.devices import choose_device
-from engine.loading import LoadOptions, load_embedder, load_reranker
-from engine.tokens import PairLimits, TextLimits
-from engine.views import Views
+from engine.loading import LoadOptions
+from engine.outputs import Outputs
+from engine.text.tokens import PairLimits, TextLimits
 from serving import embedding as vectors
 from tests.servers import Server, start_server
 from tests.serving.fake_engine import until
@@ -110,10 +111,10 @@ def health(server: Server) -> Any:
     return answer.json()
 
 
-def own_views(name: str, models: Path, views: tuple[str, ...] = ("dense",)) -> list[Views]:
+def own_views(name: str, models: Path, outputs: tuple[str, ...] = ("dense",)) -> list[Outputs]:
     model = load_embedder(name, models / name, choose_device("cpu"), LoadOptions())
     prompt = model.prompt(None, None, None)
-    return model.run(model.tokenize(TEXTS, TextLimits(model.max_length), prompt, views))
+    return model.run(model.tokenize(TEXTS, TextLimits(model.max_length), prompt, outputs))
 
 
 def own_scores(name: str, models: Path) -> NDArray[np.float32]:
@@ -127,7 +128,7 @@ def test_an_embedder_of_each_family_answers_what_the_engine_itself_does(
     server: Server, models: Path, name: str
 ) -> None:
     got = np.array(post(server, "/api/embed", model=name, input=TEXTS)["embeddings"], np.float32)
-    wanted = vectors.finish(np.stack([views.dense for views in own_views(name, models)]))
+    wanted = vectors.finish(np.stack([outputs.dense for outputs in own_views(name, models)]))
     np.testing.assert_allclose(got, wanted, atol=TOLERANCE)
     assert len({row.tobytes() for row in got}) == len(TEXTS)
 
@@ -154,10 +155,10 @@ def test_a_reranker_of_each_family_answers_what_the_engine_itself_does(
 def test_all_views_of_one_forward_are_those_of_the_engine_itself(
     server: Server, models: Path
 ) -> None:
-    views = ("dense", "sparse", "colbert")
-    answer = post(server, "/api/embed", input=TEXTS, outputs=views)
+    outputs = ("dense", "sparse", "colbert")
+    answer = post(server, "/api/embed", input=TEXTS, outputs=outputs)
     assert answer["model"] == "tiny-bge-m3"
-    wanted = own_views("tiny-bge-m3", models, views)
+    wanted = own_views("tiny-bge-m3", models, outputs)
     for view, sparse, colbert in zip(wanted, answer["sparse"], answer["colbert"], strict=True):
         assert view.sparse is not None
         assert view.colbert is not None

@@ -19,7 +19,7 @@ from bench.random_models import build
 from cli.models import Listing, as_json, as_table, ask_server, list_folder, server_url, show_models
 from cli.verify import verify_model
 from embedding import main
-from engine.store import STAND_IN
+from engine.folder.store import STAND_IN
 from serving.configuration import read_settings
 from tests.servers import ROOT, Server, clean_environment, free_port, start_server
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.random_models import build
-from engine.store import default_models
+from engine.folder.store import default_models
 from tests.clients.expected import M3, MINILM, RERANKER, ExpectedScores, ExpectedVectors
 from tests.servers import Server, start_server
 

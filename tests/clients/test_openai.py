@@ -152,8 +152,8 @@ def test_one_call_gives_the_three_views_of_bge_m3(
     """None is the client's own base64."""
     oracle = M3Oracle(models / M3, 8192)
     formats = {} if encoding_format is None else {"encoding_format": encoding_format}
-    views = {"outputs": ["dense", "sparse", "colbert"]}
-    answer = client.embeddings.create(model=M3, input=WIDE_TEXTS, extra_body=views, **formats)
+    outputs = {"outputs": ["dense", "sparse", "colbert"]}
+    answer = client.embeddings.create(model=M3, input=WIDE_TEXTS, extra_body=outputs, **formats)
     for text, item in zip(WIDE_TEXTS, answer.data, strict=True):
         extra: Any = item
         np.testing.assert_allclose(item.embedding, oracle.dense(text), atol=TOLERANCE)

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
+from bench.loaded import load_embedder, load_reranker
 from bench.random_models import SHAPES, build
 from engine.devices import Device
-from engine.loading import LoadOptions, load_embedder, load_reranker
+from engine.loading import LoadOptions
 from engine.model import EmbeddingModel, RerankingModel
-from engine.tokenizing import Tokenizer
-from engine.tokens import TextLimits
+from engine.text.tokenizing import Tokenizer
+from engine.text.tokens import TextLimits
 from tests.engine.oracle import Oracle
 
-CPU = Device("cpu", "cpu", "float32", "packed")
+CPU = Device("cpu", "cpu", "float32", "unpadded")
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
 
 Folders = Callable[[str], Path]

@@ -1,6 +1,6 @@
 """The oracle of embeddings: stock transformers, float32, one text at a time, pooled by a plain
-reading of the model's config; and bge-m3's three views by FlagEmbedding's formulas. Shares no code
-with the engine."""
+reading of the model's config; and bge-m3's three outputs by FlagEmbedding's formulas. Shares no
+code with the engine."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from engine.devices import BACKENDS, DeviceError, choose_device, prepare_autoloa
 REPOSITORY = Path(__file__).resolve().parents[2]
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 TORCH = f"torch {version('torch')}"
-CPU = ["cpu", "cpu", "float32", "packed"]
+CPU = ["cpu", "cpu", "float32", "unpadded"]
 Outcomes = dict[str, dict[str, Any]]
 
 # argv: the device to prepare for, and a JSON list of [label, statements to run first, device].

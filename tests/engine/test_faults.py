@@ -18,18 +18,18 @@ from batcher.jobs import Job
 from batcher.worker import Worker, WorkerClosed
 from engine import loading
 from engine.errors import NotFinite
+from engine.folder.store import ModelFolder
+from engine.forward.preemption import layers_of
 from engine.model import EmbeddingModel
-from engine.store import ModelFolder
-from engine.tokens import PairLimits, TextLimits, Tokens
-from engine.yielding import _layers
+from engine.text.tokens import PairLimits, TextLimits, Tokens
 from serving.models.engine import run_batch
 from serving.models.resident import Resident
 from tests.engine.conftest import Embedders, Rerankers
 from tests.engine.oracle import TOLERANCE
 
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
-LAYOUTS = ("packed", "padded")
-URGENT = 40  # tokens; the bulk's step has many more
+LAYOUTS = ("unpadded", "padded")
+URGENT = 40  # tokens; the bulk's batch has many more
 PATIENCE_S = 30.0
 
 SHORT = "w7"
@@ -72,7 +72,7 @@ class RealWorker:
     @contextlib.contextmanager
     def before_layer(self, place: int, act: Callable[[int], None]) -> Iterator[None]:
         """Inside, `act` is called with a batch's places for tokens before its layer at `place`."""
-        layer = _layers(self.model._backbone.model)[place]
+        layer = layers_of(self.model._backbone.model)[place]
 
         def hook(module: Any, inputs: Any) -> None:
             act(inputs[0].shape[:-1].numel())
@@ -85,7 +85,7 @@ class RealWorker:
 
     @contextlib.contextmanager
     def query_within(self) -> Iterator[list[Submitted]]:
-        """Inside, a short text comes while the first long step is in its first layer."""
+        """Inside, a short text comes while the first long batch is in its first layer."""
         come: list[Submitted] = []
 
         def act(num_tokens: int) -> None:
@@ -122,7 +122,7 @@ class Submitted:
 
 @contextlib.contextmanager
 def real_worker(model: Any) -> Iterator[RealWorker]:
-    model.add_pauses()
+    model.add_preemption_points()
     real = RealWorker(model)
     try:
         yield real
@@ -206,7 +206,7 @@ def test_a_text_too_large_for_the_memory_fails_by_name_and_alone(real: RealWorke
         assert holds.wait(PATIENCE_S)
 
     with real.before_layer(-1, needs_memory), real.before_layer(0, hold):
-        first = real.submit([SHORT])  # so that the others wait for one step
+        first = real.submit([SHORT])  # so that the others wait for one batch
         large = real.submit([SHORT, "w8 " * 2 * longest])
         neighbour = real.submit(LONG[:3])
         holds.set()
@@ -246,11 +246,11 @@ def test_a_score_that_is_no_number_is_its_own_pairs_alone(
 ) -> None:
     model = load_tiny_reranker(name, layout=layout)
     limits = PairLimits(model.max_length)
-    step = model.tokenize_pairs([("w9", "w8"), ("w9", "w3"), ("w9", "w9 w9 w9")], limits)
-    alone = np.concatenate([model.run([pair]) for pair in step])
-    (own,) = set(step[1].ids) - set(step[0].ids)
+    batch = model.tokenize_pairs([("w9", "w8"), ("w9", "w3"), ("w9", "w9 w9 w9")], limits)
+    alone = np.concatenate([model.run([pair]) for pair in batch])
+    (own,) = set(batch[1].ids) - set(batch[0].ids)
     model._backbone.model.get_input_embeddings().weight.data[own] = float("nan")
-    rows = run_batch(Resident(name, ModelFolder(name, Path()), model=model), step, None)
+    rows = run_batch(Resident(name, ModelFolder(name, Path()), model=model), batch, None)
     assert [isinstance(row, NotFinite) for row in rows] == [False, True, False]
     np.testing.assert_allclose([rows[0], rows[2]], alone[[0, 2]], atol=TOLERANCE)
 

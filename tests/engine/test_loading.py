@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.loaded import load_embedder
 from engine.errors import ModelError
-from engine.loading import LoadOptions, load_embedder, load_model
-from engine.recipe import Overrides
-from engine.tokens import TextLimits
+from engine.folder.recipe import Overrides
+from engine.loading import LoadOptions, load_model
+from engine.text.tokens import TextLimits
 from tests.engine.conftest import CPU, Embedders, Folders
 
 
@@ -32,7 +33,7 @@ from tests.engine.conftest import CPU, Embedders, Folders
                 "outputs dense, 32 values",
                 "prompts from config_sentence_transformers.json",
                 "longest input 64 tokens (sentence_bert_config.json)",
-                "layout packed, linear layers packed",
+                "layout unpadded, linear layers prepacked",
             ],
         ),
         (
@@ -124,7 +125,7 @@ def test_weights_that_are_not_re_laid_stay_mapped_from_the_file(
         for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         if line.endswith(path)
     ]
-    for name, weight in model.named_parameters():
+    for name, weight in model._backbone.model.named_parameters():
         address = weight.data_ptr()
         assert any(low <= address < high for low, high in mapped), name
 

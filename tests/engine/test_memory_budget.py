@@ -14,7 +14,14 @@ import pytest
 
 from engine import memory
 from engine.errors import ModelError
-from engine.memory import OVERHEAD, OVERHEAD_BYTES, available_bytes, format_bytes, model_bytes
+from engine.memory import (
+    OVERHEAD,
+    OVERHEAD_BYTES,
+    available_bytes,
+    format_bytes,
+    format_count,
+    model_bytes,
+)
 from tests.engine.test_cpus import V2, Files, membership, write
 
 V1 = "sys/fs/cgroup/memory"
@@ -242,3 +249,19 @@ def test_releasing_needs_neither_torch_nor_this_c_library(monkeypatch: pytest.Mo
 )
 def test_bytes_read_as_people_say_them(num_bytes: int, words: str) -> None:
     assert format_bytes(num_bytes) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1_234, "1.2k"),
+        (22_713_216, "22.7M"),
+        (567_754_752, "568M"),
+        (4_021_774_336, "4.0B"),
+        (123_456_000_000, "123B"),
+    ],
+)
+def test_parameters_are_counted_as_models_are_named(number: int, words: str) -> None:
+    assert format_count(number) == words

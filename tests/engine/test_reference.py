@@ -1,4 +1,4 @@
-"""Served vectors against the oracle, for every family; alone against in a step."""
+"""Served vectors against the oracle, for every family; alone against in a batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from bench.measure import words
 from bench.random_tokenizers import END_OF_TEXT
 from engine.model import EmbeddingModel
-from engine.tokens import TextLimits
-from engine.views import dense_rows
+from engine.outputs import dense_rows
+from engine.text.tokens import TextLimits
 from serving import embedding as vectors
 from tests.engine.oracle import TOLERANCE, Oracle
 
@@ -36,7 +36,7 @@ TEXTS = [
 
 
 def served(model: EmbeddingModel, texts: list[str]) -> NDArray[np.float32]:
-    """All texts in one step, normalised."""
+    """All texts in one batch, normalised."""
     return vectors.finish(
         dense_rows(model.run(model.tokenize(texts, TextLimits(model.max_length))))
     )
@@ -47,12 +47,12 @@ def ended_once(text: str, model: EmbeddingModel) -> str:
     return text.removesuffix(END_OF_TEXT) if model.recipe.family == "qwen3" else text
 
 
-def test_a_mixed_step_equals_stock_transformers_one_text_at_a_time(
+def test_a_mixed_batch_equals_stock_transformers_one_text_at_a_time(
     pair: tuple[EmbeddingModel, Oracle],
 ) -> None:
     model, oracle = pair
     wanted = np.stack([oracle.embed(ended_once(text, model)) for text in TEXTS])
-    assert model.layout == "packed"
+    assert model.layout == "unpadded"
     np.testing.assert_allclose(served(model, TEXTS), wanted, atol=TOLERANCE)
 
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
+from bench.loaded import load_reranker
 from bench.measure import words
 from bench.random_models import SHAPES, build
-from engine.loading import LoadOptions, load_reranker
+from engine.loading import LoadOptions
 from engine.model import RerankingModel
-from engine.tokens import PairLimits
+from engine.text.tokens import PairLimits
 from tests.engine.conftest import CPU, Folders, Rerankers, write_json
 from tests.engine.oracle_scores import (
     SCORE_TOLERANCE,
@@ -67,9 +68,9 @@ def served(
 def raw(
     model: RerankingModel, pairs: list[tuple[str, str]], instruction: str | None = None
 ) -> list[float]:
-    """All pairs in one step."""
-    step = model.tokenize_pairs(pairs, PairLimits(model.max_length), instruction)
-    scores: list[float] = model.run(step).tolist()
+    """All pairs in one batch."""
+    batch = model.tokenize_pairs(pairs, PairLimits(model.max_length), instruction)
+    scores: list[float] = model.run(batch).tolist()
     return scores
 
 
@@ -84,7 +85,7 @@ def test_pairs_of_several_queries_in_one_step_equal_the_oracle_pair_by_pair(
 ) -> None:
     model, oracle = served
     pairs = [*itertools.product(QUERIES, DOCUMENTS), (QUERIES[0], DOCUMENTS[1])]
-    assert model.layout == "packed"
+    assert model.layout == "unpadded"
     assert_same_scores(raw(model, pairs), [oracle.raw(*pair) for pair in pairs])
 
 
@@ -101,7 +102,7 @@ def test_each_pair_alone_equals_the_oracle(served: tuple[RerankingModel, Any]) -
     lengths=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 60)), min_size=1, max_size=10),
     seed=st.integers(0, 999),
 )
-def test_a_pair_alone_scores_as_in_any_step(
+def test_a_pair_alone_scores_as_in_any_batch(
     served: tuple[RerankingModel, Any], lengths: list[tuple[int, int]], seed: int
 ) -> None:
     model, _ = served
@@ -137,14 +138,14 @@ def test_a_reranker_that_shares_prefixes_costs_only_what_documents_add(
 ) -> None:
     model = load_tiny_reranker("tiny-qwen3-reranker")
     pairs = [("w1 w2", document) for document in ("w3", "w4 w5")]
-    step = model.tokenize_pairs(pairs, PairLimits(model.max_length))
-    first, second = model.costs(step)
-    assert first == len(step[0].ids)
-    assert second < len(step[1].ids) / 2
+    batch = model.tokenize_pairs(pairs, PairLimits(model.max_length))
+    first, second = model.costs(batch)
+    assert first == len(batch[0].ids)
+    assert second < len(batch[1].ids) / 2
 
 
 class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the shape of every tensor that an operator makes, views left out."""
+    """Records the shape of every tensor that an operator makes, outputs left out."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -153,8 +154,8 @@ class Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         made = out if isinstance(out, tuple | list) else (out,)
-        views = any(each.alias_info is not None for each in func._schema.returns)
-        if not views:
+        outputs = any(each.alias_info is not None for each in func._schema.returns)
+        if not outputs:
             self.seen |= {tuple(t.shape) for t in made if isinstance(t, torch.Tensor)}
         return out
 
@@ -174,12 +175,12 @@ def real_vocabulary(
     return build("tiny-large-vocabulary", tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["unpadded", "padded"])
 def test_logits_of_the_whole_vocabulary_are_never_made(real_vocabulary: Path, layout: Any) -> None:
     model = load_reranker("m", real_vocabulary, CPU, LoadOptions(layout=layout))
-    step = model.tokenize_pairs([("w1", "w2"), ("w1", "w3 w4")], PairLimits(32768))
+    batch = model.tokenize_pairs([("w1", "w2"), ("w1", "w3 w4")], PairLimits(32768))
     with Shapes() as shapes:
-        model.run(step)
+        model.run(batch)
     assert shapes.seen
     assert shapes.of(REAL_VOCABULARY) == []
 

@@ -19,11 +19,12 @@ from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Normalize, Pooling
 from torch import nn
 
-from engine.loading import LoadOptions, load_embedder
+from bench.loaded import load_embedder
+from engine.folder.store import STAND_IN, ModelFolder, default_models
+from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
-from engine.store import STAND_IN, ModelFolder, default_models
-from engine.tokens import TextLimits
-from engine.views import dense_rows
+from engine.outputs import dense_rows
+from engine.text.tokens import TextLimits
 from serving import embedding as vectors
 from tests.engine.conftest import CPU, Folders
 from tests.engine.oracle import TOLERANCE
@@ -101,7 +102,7 @@ def test_the_stand_in_is_described_as_what_it_is(model: EmbeddingModel) -> None:
     assert (described["model"], described["pooling"], described["layout"]) == (
         STAND_IN,
         "mean",
-        "packed",
+        "unpadded",
     )
 
 
@@ -125,12 +126,12 @@ def saved(oracle: SentenceTransformer, folder: Path, *modules: nn.Module) -> Sen
 
 
 def served(model: EmbeddingModel, asked: list[tuple[str, str | None]]) -> list[NDArray[np.float32]]:
-    """One step of (text, prompt name)."""
-    step = []
+    """One batch of (text, prompt name)."""
+    batch = []
     for text, name in asked:
         prompt = model.prompt(name, None, None)
-        step += model.tokenize([text], TextLimits(model.max_length), prompt=prompt)
-    return [views.dense for views in model.run(step)]
+        batch += model.tokenize([text], TextLimits(model.max_length), prompt=prompt)
+    return [outputs.dense for outputs in model.run(batch)]
 
 
 def check(model: EmbeddingModel, stock: SentenceTransformer, num_parts: int = 1) -> None:

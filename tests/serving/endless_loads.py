@@ -12,7 +12,7 @@ from unittest import mock
 from fastapi import FastAPI
 
 from embedding import app
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving import server
 from serving.models.engine import Engine
 from settings import Settings

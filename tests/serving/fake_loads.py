@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.models.residents import Residents
 
 PATIENCE_S = 20.0  # reached only by a test that fails

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BadPrompt, NoTokens, TextTooLong
-from engine.recipe import Overrides, Recipe, read_recipe
-from engine.store import ModelFolder
-from engine.token_ids import check_ids, cut_ids
-from engine.tokens import PairLimits, Side, TextLimits, Token
-from engine.views import Sparse, Views
+from engine.folder.recipe import Overrides, Recipe, read_recipe
+from engine.folder.store import ModelFolder
+from engine.outputs import Outputs, Sparse
+from engine.text.tokens import PairLimits, Side, TextLimits, Token, check_ids, cut_ids
 
 TIMEOUT_S = 60.0
 DIM, COLBERT_DIM, MAX_LENGTH = 8, 4, 16
@@ -81,10 +80,10 @@ def write_broken(root: Path, name: str) -> ModelFolder:
 @dataclass(frozen=True, slots=True)
 class FakeTokens:
     ids: list[int]
-    views: tuple[str, ...] = ("dense",)
+    outputs: tuple[str, ...] = ("dense",)
 
     def key(self) -> Hashable:
-        return tuple(self.ids), self.views
+        return tuple(self.ids), self.outputs
 
 
 class FakeEngine:
@@ -141,7 +140,7 @@ class _Fake:
     def __init__(self, name: str, recipe: Recipe, engine: FakeEngine) -> None:
         self.name, self.recipe, self.engine = name, recipe, engine
         self.dim, self.max_length = recipe.dim, recipe.max_length
-        self.views: tuple[str, ...] = recipe.views
+        self.outputs: tuple[str, ...] = recipe.outputs
         self.is_reranker = recipe.is_reranker
 
     def costs(self, sequences: Sequence[FakeTokens]) -> list[int]:
@@ -177,7 +176,7 @@ class FakeModel(_Fake):
         texts: Sequence[str],
         limits: TextLimits,
         prompt: str = "",
-        views: tuple[str, ...] = ("dense",),
+        outputs: tuple[str, ...] = ("dense",),
         first_index: int = 0,
     ) -> list[FakeTokens]:
         num_special = 2 if limits.add_special_tokens else 0
@@ -189,27 +188,27 @@ class FakeModel(_Fake):
             if not text and not num_special:
                 raise NoTokens(i, "without special tokens")
             ids = list(map(ord, _kept(text, room, limits.side)))
-            result.append(FakeTokens([START, *ids, END] if num_special else ids, views))
+            result.append(FakeTokens([START, *ids, END] if num_special else ids, outputs))
         return result
 
     def tokens_of(
         self,
         ids: Sequence[Sequence[int]],
         limits: TextLimits,
-        views: tuple[str, ...] = ("dense",),
+        outputs: tuple[str, ...] = ("dense",),
         first_index: int = 0,
     ) -> list[FakeTokens]:
         result = []
         for i, each in enumerate(ids, first_index):
             check_ids(each, self.vocab_size, i)
-            result.append(FakeTokens(cut_ids(each, limits, i), views))
+            result.append(FakeTokens(cut_ids(each, limits, i), outputs))
         return result
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
         """Some tokens have the same text, as some of real tokenizers do."""
         return [chr(token_id).lower() for token_id in token_ids]
 
-    def run(self, step: Sequence[FakeTokens]) -> list[Views]:
+    def run(self, step: Sequence[FakeTokens]) -> list[Outputs]:
         self.engine.step(self.name, len(step))
         return [views_of(tokens) for tokens in step]
 
@@ -218,21 +217,21 @@ def _kept(text: str, num_chars: int, side: Side) -> str:
     return text[:num_chars] if side == "right" else text[max(0, len(text) - num_chars) :]
 
 
-def views_of(fake: FakeTokens) -> Views:
+def views_of(fake: FakeTokens) -> Outputs:
     dense = _random(fake.ids, DIM)
     sparse = colbert = None
-    if "sparse" in fake.views:
+    if "sparse" in fake.outputs:
         ids = np.unique([i for i in fake.ids if i > BETWEEN]).astype(np.int64)
         weights = [float(_random([int(i)], 1)[0]) ** 2 for i in ids]
         sparse = Sparse(ids, np.asarray(weights, np.float32))
-    if "colbert" in fake.views:
+    if "colbert" in fake.outputs:
         rows = [_random([i, token_id], COLBERT_DIM) for i, token_id in enumerate(fake.ids[1:])]
         matrix = np.stack(rows)
         colbert = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
     tokens = None
-    if "tokens" in fake.views:
+    if "tokens" in fake.outputs:
         tokens = np.stack([_random([i], DIM) for i in fake.ids])
-    return Views(dense, sparse, colbert, tokens)
+    return Outputs(dense, sparse, colbert, tokens)
 
 
 def _random(seed: Sequence[int], size: int) -> NDArray[np.float32]:

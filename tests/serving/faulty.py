@@ -15,9 +15,9 @@ from fastapi import FastAPI
 
 from embedding import app
 from engine import loading
+from engine.forward.preemption import layers_of
 from engine.model import EmbeddingModel
-from engine.tokens import TextLimits, Tokens
-from engine.yielding import _layers
+from engine.text.tokens import TextLimits, Tokens
 
 # What a step with this word does before its last layer: raise, kill the thread, find no memory
 # unless the text is alone in it.
@@ -67,7 +67,7 @@ def _load(*given: Any) -> Any:
         if in_step(IS_LARGE) and len(_running[-1]) > 1:
             torch.empty(1 << 60)  # as the CPU's allocator says it
 
-    first, *_, last = _layers(model._backbone.model)
+    first, *_, last = layers_of(model._backbone.model)
     first.register_forward_pre_hook(before_first)
     last.register_forward_pre_hook(before_last)
     return model

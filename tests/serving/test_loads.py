@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ModelError
-from engine.store import ModelFolder
+from engine.folder.store import ModelFolder
 from serving.models.loads import LoadFailed, on_daemon_thread
 from tests.serving.fake_loads import (
     BYTES,

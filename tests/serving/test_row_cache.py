@@ -9,15 +9,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.views import Sparse, Views
+from engine.outputs import Outputs, Sparse
 from serving.row_cache import RowCache
 from tests.serving.fake_engine import NAME, serve_fake
 
 MODEL = ("m", 1.0)
 
 
-def views(value: float, width: int = 8) -> Views:
-    return Views(np.full(width, value, dtype=np.float32))
+def views(value: float, width: int = 8) -> Outputs:
+    return Outputs(np.full(width, value, dtype=np.float32))
 
 
 def test_what_is_kept_is_found_for_that_loading_of_the_model_alone() -> None:
@@ -32,7 +32,7 @@ def test_what_is_kept_is_found_for_that_loading_of_the_model_alone() -> None:
 def test_a_kept_row_holds_no_more_than_itself() -> None:
     step = np.zeros((1000, 8), dtype=np.float32)
     cache = RowCache(10_000)
-    cache.keep(MODEL, ["a"], [Views(step[3])])
+    cache.keep(MODEL, ["a"], [Outputs(step[3])])
     (row,) = cache.find(MODEL, ["a"])
     assert row.dense.base is None
 
@@ -57,7 +57,7 @@ def test_all_views_count() -> None:
     cache = RowCache(100_000)
     sparse = Sparse(np.zeros(100, np.int64), np.zeros(100, np.float32))
     colbert = np.zeros((50, 8), np.float32)
-    cache.keep(MODEL, ["a"], [Views(np.zeros(8, np.float32), sparse, colbert)])
+    cache.keep(MODEL, ["a"], [Outputs(np.zeros(8, np.float32), sparse, colbert)])
     assert cache.num_bytes >= 100 * 12 + 50 * 32 + 32
 
 

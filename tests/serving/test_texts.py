@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.errors import BadTokenIds, NoTokens, TextTooLong
-from engine.recipe import read_recipe
+from engine.folder.recipe import read_recipe
 from serving.embedding import EmbedRequest, PromptChoice, check_embeds, tokenizing
 from serving.errors import InvalidRequest
 from serving.tokenizer import TokenizerThread

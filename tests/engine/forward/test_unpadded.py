@@ -1,0 +1,178 @@
+"""Unpadded attention and prepacked linear layers alone, and the self-check that guards them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bench.loaded import load_embedder
+from engine import loading
+from engine.forward import attention, linear
+from engine.forward.attention import Bounds, Run, unpadded_attention
+from engine.loading import LoadOptions
+from engine.model import EmbeddingModel
+from engine.text.tokens import TextLimits
+from tests.engine.conftest import CPU
+
+TOLERANCE = 1e-5
+
+
+def test_bounds_join_neighbours_of_equal_length() -> None:
+    assert Bounds.of([3, 3, 5, 3]).runs == (Run(2, 3), Run(1, 5), Run(1, 3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 300, 40, 40]])
+def test_each_sequence_attends_to_itself_alone(
+    causal: bool, kv_heads: int, lengths: list[int]
+) -> None:
+    torch.manual_seed(1)
+    query = torch.randn(1, 4, sum(lengths), 8)
+    key, value = (torch.randn(1, kv_heads, sum(lengths), 8) for _ in range(2))
+    out, _ = unpadded_attention(
+        nn.Module(), query, key, value, None, sequence_bounds=Bounds.of(lengths), is_causal=causal
+    )
+    start = 0
+    for length in lengths:
+        q, k, v = (t[:, :, start : start + length] for t in (query, key, value))
+        k, v = (t.repeat_interleave(4 // kv_heads, dim=1) for t in (k, v))
+        wanted = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        torch.testing.assert_close(
+            out[:, start : start + length], wanted.transpose(1, 2), atol=TOLERANCE, rtol=0
+        )
+        start += length
+
+
+@pytest.mark.parametrize(
+    "extra", [{"position_bias": torch.zeros(1)}, {"softcap": 30.0}, {"sliding_window": 9}]
+)
+def test_what_unpadded_attention_cannot_express_raises(extra: dict[str, Any]) -> None:
+    t = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        unpadded_attention(nn.Module(), t, t, t, None, sequence_bounds=Bounds.of([2]), **extra)
+
+
+def test_prepacked_linear_layers_equal_plain_ones() -> None:
+    torch.manual_seed(0)
+    assert linear.can_prepack() == ""
+    for bias in (True, False):
+        layer = nn.Linear(96, 40, bias=bias)
+        for shape in ((1, 1, 96), (1, 700, 96), (3, 5, 96)):
+            x = torch.randn(shape)
+            with torch.inference_mode():
+                torch.testing.assert_close(
+                    linear.PrepackedLinear(layer)(x), layer(x), atol=TOLERANCE, rtol=0
+                )
+
+
+def test_prepacked_layers_that_get_this_model_wrong_are_taken_back(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = linear.PrepackedLinear.forward
+    monkeypatch.setattr(linear, "can_prepack", lambda: "")
+    monkeypatch.setattr(linear.PrepackedLinear, "forward", lambda self, x: 1.01 * forward(self, x))
+    model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    assert (model.linear, model.layout) == ("plain", "unpadded")
+    assert not any(isinstance(m, linear.PrepackedLinear) for m in model._backbone.model.modules())
+
+
+def test_only_float32_linear_layers_and_exact_gelu_are_replaced() -> None:
+    model = nn.ModuleDict({"full": nn.Linear(8, 8), "narrow": nn.Linear(8, 8).half()})
+    exact, approximate = nn.Module(), nn.Module()
+    exact.intermediate_act_fn, approximate.intermediate_act_fn = nn.GELU(), nn.GELU("tanh")
+    model.update({"exact": exact, "approximate": approximate})
+    linear.prepack_linears(model)
+    assert isinstance(model["full"], linear.PrepackedLinear)
+    assert isinstance(model["narrow"], nn.Linear)
+    assert isinstance(exact.intermediate_act_fn, linear.InPlaceGelu)
+    assert isinstance(approximate.intermediate_act_fn, nn.GELU)
+
+
+def test_a_build_without_the_prepacked_product_keeps_plain_layers(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "can_prepack", lambda: "no such operator")
+    model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    assert model.linear == "plain"
+    assert not any(isinstance(m, linear.PrepackedLinear) for m in model._backbone.model.modules())
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
+def test_every_linear_layer_of_every_family_is_prepacked(
+    load_tiny: Callable[..., EmbeddingModel], name: str
+) -> None:
+    modules = list(load_tiny(name)._backbone.model.modules())
+    assert not [m for m in modules if type(m) is nn.Linear]
+    assert [m for m in modules if isinstance(m, linear.PrepackedLinear)]
+
+
+def leaky_attention(*args: Any, sequence_bounds: Bounds, **kwargs: Any) -> Any:
+    """Lets every sequence see all others."""
+    everything = Bounds.of([sum(run.count * run.length for run in sequence_bounds.runs)])
+    return unpadded_attention(*args, sequence_bounds=everything, **kwargs)
+
+
+def raising_attention(*args: Any, **kwargs: Any) -> Any:
+    raise ValueError("cannot express this family")
+
+
+@pytest.mark.parametrize("broken", [leaky_attention, raising_attention])
+def test_a_family_that_the_unpadded_way_gets_wrong_is_served_padded_with_a_warning(
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    broken: Callable[..., Any],
+) -> None:
+    wanted = load_embedder("right", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
+    with monkeypatch.context() as patched:
+        patched.setattr(attention, "unpadded_attention", broken)
+        model = load_embedder("wrong", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    attention.register()
+    assert model.layout == "padded"
+    assert "the unpadded layout does not fit this model" in caplog.text
+    tokens = model.tokenize(["w1", "w1 w2 w3"], TextLimits(64))
+    for got, right in zip(model.run(tokens), wanted.run(tokens), strict=True):
+        np.testing.assert_allclose(got.dense, right.dense, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "has_one"),
+    [
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True),
+        ({"layer_types": ["full_attention"], "sliding_window": 4096}, False),
+        ({"sliding_window": 4096}, True),
+        ({"sliding_window": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_sliding_window_is_found_in_either_spelling(
+    config: dict[str, Any], has_one: bool
+) -> None:
+    assert bool(loading._sliding_window(SimpleNamespace(**config))) == has_one
+
+
+def test_layers_with_a_sliding_window_are_served_padded(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder("tiny-qwen3"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 8,
+        "use_sliding_window": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert load_embedder("m", folder, CPU, LoadOptions()).layout == "padded"
