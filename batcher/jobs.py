@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from batcher.batches import BatchFailed, Member, RunningBatch
@@ -18,55 +19,30 @@ from batcher.scheduler import Batch, Claim, Scheduler
 _Key = tuple[Hashable, Hashable]  # the group, and the sequence's own key
 
 
+@dataclass(slots=True, eq=False)
 class Job:
     """`payloads[i]` costs `costs[i]` tokens and becomes `rows[i]`. Times: perf_counter seconds.
 
     `alone` is as in `Scheduler.add`. Sequences of one group with equal `keys` have equal rows.
-    `row_indices` are the numbers by which the caller counts the sequences, for its errors.
+    `row_indices` are the numbers by which the caller counts the sequences, for its errors; by
+    default 0, 1, 2, …. `on_end` is called once, on any thread.
     """
 
-    __slots__ = (
-        "alone",
-        "claim",
-        "costs",
-        "ended",
-        "ended_at",
-        "error",
-        "group",
-        "keys",
-        "num_missing",
-        "on_end",
-        "payloads",
-        "queued_at",
-        "row_indices",
-        "rows",
-        "started_at",
-    )
-
-    def __init__(
-        self,
-        group: Hashable,
-        payloads: Sequence[Any],
-        costs: Sequence[int],
-        alone: Sequence[int] | None = None,
-        keys: Sequence[Hashable] | None = None,
-        row_indices: Sequence[int] | None = None,
-    ) -> None:
-        assert len(payloads) == len(costs)
-        assert keys is None or len(keys) == len(payloads)
-        self.group = group
-        self.payloads = payloads
-        self.costs = costs
-        self.alone = alone
-        self.keys = keys
-        self.row_indices = range(len(payloads)) if row_indices is None else row_indices
-        self.rows: list[Any] = [None] * len(payloads)
-        self.num_missing = len(payloads)
-        self.on_end: Callable[[], None] = lambda: None  # called once, on any thread
-        self.claim: Claim | None = None
-        self.error: Exception | None = None
-        self.ended = False
-        self.queued_at = self.started_at = self.ended_at = 0.0
+    group: Hashable
+    payloads: Sequence[Any]
+    costs: Sequence[int]
+    alone: Sequence[int] | None = None
+    keys: Sequence[Hashable] | None = None
+    row_indices: Sequence[int] | None = None
+    rows: list[Any] = field(default_factory=list)
+    num_missing: int = 0
+    on_end: Callable[[], None] = lambda: None
+    claim: Claim | None = None
+    error: Exception | None = None
+    ended: bool = False
+    queued_at: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
 
 
 class Coalescer:
@@ -149,6 +125,10 @@ class OpenJobs:
 
     def add(self, job: Job) -> None:
         """Queue a job that is new."""
+        assert len(job.payloads) == len(job.costs)
+        assert job.keys is None or len(job.keys) == len(job.payloads)
+        job.rows = [None] * len(job.payloads)
+        job.num_missing = len(job.payloads)
         job.queued_at = time.perf_counter()
         self._open[job] = None
         self._coalescer.add(job)
@@ -177,7 +157,9 @@ class OpenJobs:
             if isinstance(outcome, BatchFailed):
                 for job, index in (member, *running.riders.get(member, ())):
                     if job.rows[index] is None:
-                        self.end(job, outcome.of(job.row_indices[index]))
+                        self.end(
+                            job, outcome.of(job.row_indices[index] if job.row_indices else index)
+                        )
                 continue
             has_row = True
             for job, index in self._coalescer.done(member):

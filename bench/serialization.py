@@ -3,7 +3,7 @@
     python -m bench.serialization [--rounds 15]
 
 For answers of growing size (rows of 1,024 float32): milliseconds to write one on the loop, as one
-call on a thread, and in parts on a thread (api/http/writing.py); and the longest time for which a
+call on a thread, and in parts on a thread (api/http/body.py); and the longest time for which a
 ticking task was not called meanwhile, less what it takes when nothing is written.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from api.http import writing
+from api.http import body as writing
 from bench import measure
 
 _DIM = 1024

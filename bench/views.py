@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from api.http import writing
+from api.http import body as writing
 from batcher.scheduler import Scheduler
 from bench import measure
 from bench.loaded import load_embedder

@@ -21,6 +21,7 @@ import opcode
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,9 @@ from typing import Any
 
 import uvicorn
 
+from bench.random_models import build
+from engine.folder.store import STAND_IN
+
 ROOT = Path(__file__).parent.parent
 REQUESTS: dict[str, dict[str, Any]] = {
     "/api/embed": {"input": "why is the sky blue?"},
@@ -39,7 +43,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/rerank": {"query": "what is a panda?", "documents": ["a bear"]},
 }
 _QUEUED = ("batcher", "submit")  # the folder and the function in which a job is queued
-_FOLDERS = ("api", "serving", "batcher", "engine")
+_FOLDERS = ("api", "serving", "batcher", "engine", "cli")
 _AFTER_ANSWER_S = 0.2  # counts and the log line come when the answer is out
 _PARTS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # frames of their own before 3.12
 _MAX_PERIOD = 12  # files of a repeated run
@@ -48,16 +52,20 @@ _RESUME = opcode.opmap.get("RESUME", -1)
 
 @dataclass(slots=True)
 class Walk:
-    """`entered` are files, one entry a function call, in order; `queued_at` is where the job was
-    queued."""
+    """`entered` are files, one entry a function call, in order, each on one of `threads`;
+    `queued_at` is where the job was queued."""
 
     entered: list[str] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
     queued_at: int | None = None
 
     @property
     def moves(self) -> list[str]:
-        """One entry each time that the way came to another file, repeated runs once."""
-        return collapsed(self.entered)
+        """One entry each time that a thread's way came to another file, repeated runs once."""
+        ways: dict[int, list[str]] = {}
+        for file, thread in zip(self.entered, self.threads, strict=True):
+            ways.setdefault(thread, []).append(file)
+        return [file for way in ways.values() for file in collapsed(way)]
 
     @property
     def files(self) -> list[str]:
@@ -99,6 +107,7 @@ class Recorder:
         if place is None or not _is_fresh(frame):
             return
         walk.entered.append(place)
+        walk.threads.append(threading.get_ident())
         folder, name = _QUEUED
         if walk.queued_at is None and code.co_name == name and place.startswith(folder):
             walk.queued_at = len(walk.entered)
@@ -110,7 +119,7 @@ def _place(code: CodeType) -> str | None:
     if code.co_name in _PARTS or not path.is_absolute() or not path.is_relative_to(ROOT):
         return None
     place = path.relative_to(ROOT)
-    is_ours = place.parts[0] in _FOLDERS or place.name == "embedding.py"
+    is_ours = place.parts[0] in _FOLDERS or place.name in ("embedding.py", "settings.py")
     return place.as_posix() if is_ours else None
 
 
@@ -162,9 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="name or path of a model; default: the stand-in")
     asked = parser.parse_args()
-    os.environ["EMBEDDING_MODELS_DIR"] = os.devnull + ".none"
-    if asked.model:
-        os.environ["EMBEDDING_MODEL"] = asked.model
+    os.environ["EMBEDDING_MODELS_DIR"] = folder = tempfile.mkdtemp()
+    reranker = build("tiny-bge-reranker", Path(folder))  # what /rerank takes by default
+    os.environ["EMBEDDING_MODEL"] = f"{asked.model or STAND_IN},{reranker}"
     recorder = Recorder()
     threading.setprofile(recorder)
     with socket.socket() as probe:

@@ -22,6 +22,7 @@ from serving.errors import InvalidRequest
 from serving.models.resident import Resident
 from serving.rows import Cost, Work, check_texts, compute
 from serving.state import Call
+from settings import Settings
 
 _TINY = 1e-12  # below this norm a vector is left as it is, as torch's normalize does
 _JINA_TASKS = ("retrieval.query", "retrieval.passage")
@@ -84,10 +85,7 @@ class Embedded:
     outputs: dict[str, Any]
     cost: Cost | None
     load_s: float
-
-    @property
-    def num_tokens(self) -> int:
-        return self.cost.num_tokens if self.cost else 0
+    num_tokens: int = 0
 
 
 async def embed(call: Call, asked: str | None, wanted: EmbedRequest) -> Embedded:
@@ -96,19 +94,22 @@ async def embed(call: Call, asked: str | None, wanted: EmbedRequest) -> Embedded
     Raises NotFound, InvalidRequest, what `Call.lease` and `compute` raise, and the engine's errors
     about texts. What the model's files say suffices to refuse is refused before it is loaded.
     """
-    folder = await call.serving.find(asked)
+    serving, is_empty = call.serving, not wanted.inputs
+    folder = await serving.find(asked)
     if wanted.token_ids is None and wanted.field is not None:
-        check_texts(wanted.texts, call.serving.settings.max_inputs, wanted.field)
-    is_empty = not wanted.inputs
-    if not is_empty and (recipe := await call.serving.recipe_before_loading(folder)):
-        check_embeds(folder.name, recipe, wanted)
-        recipe.prompts.choose(*_given(wanted.prompt))
+        check_texts(wanted.texts, serving.settings.max_inputs, wanted.field)
+    if not is_empty and serving.residents.get(folder.name) is None:
+        recipe = (await asyncio.to_thread(serving.catalog.entry, folder)).recipe
+        if recipe is not None:
+            check_embeds(folder.name, recipe, wanted)
+            recipe.prompts.choose(*_given(wanted.prompt))
     async with call.lease(folder, wanted.keep_alive_s) as resident:
         outputs: dict[str, Any] = {output: [] for output in wanted.outputs}
         cost = None
         if not is_empty:
             outputs, cost = await _embed(call, resident, wanted)
-        return Embedded(asked or folder.name, outputs, cost, resident.load_s)
+        num_tokens = cost.num_tokens if cost else 0
+        return Embedded(asked or folder.name, outputs, cost, resident.load_s, num_tokens)
 
 
 async def _embed(
@@ -116,9 +117,9 @@ async def _embed(
 ) -> tuple[dict[str, Any], Cost]:
     model: Any = resident.model
     check_embeds(model.name, model, wanted)
-    prompt = model.prompt(*_given(wanted.prompt))
-    work = tokenizing(model, wanted, prompt)
-    rows, cost = await compute(call, resident, [work], wanted.computed)
+    computed = wanted.computed
+    work = tokenizing(model, wanted, _given(wanted.prompt))
+    rows, cost = await compute(call, resident, [work], computed)
 
     def form() -> dict[str, Any]:
         return {output: _FORMS[output](rows, wanted, model) for output in wanted.outputs}
@@ -129,6 +130,56 @@ async def _embed(
     if "colbert" in wanted.outputs or "tokens" in wanted.outputs:
         num_values += cost.num_tokens * model.dim
     return await asyncio.to_thread(form) if num_values > _LARGE else form(), cost
+
+
+def read_inputs(
+    value: Any, field: str, settings: Settings
+) -> tuple[Sequence[Any], Sequence[Sequence[int]] | None]:
+    """Texts, or else token ids: of a string, a list of strings, a list of ids, or a list of those.
+
+    Raises InvalidRequest. The texts are still to be checked.
+    """
+    if isinstance(value, str):
+        value = [value]
+    if value is None or value == []:
+        raise InvalidRequest(f"{field} must not be empty", field)
+    if not isinstance(value, list):
+        raise InvalidRequest(f"invalid input type: {field} must be a string or a list", field)
+    if _is_id(value[0]):
+        value = [value]
+    if not isinstance(value[0], list):
+        return value, None
+    if settings.token_ids == "reject":
+        raise InvalidRequest(_REFUSAL.format(field=field), field)
+    return (), read_id_lists(value, field, settings.max_inputs)
+
+
+def read_id_lists(value: list[Any], field: str, max_inputs: int) -> list[list[int]]:
+    """Lists of ids, or one list of them. Raises InvalidRequest naming the limit or the index."""
+    if not value or not isinstance(value[0], list):
+        value = [value]
+    if len(value) > max_inputs:
+        raise InvalidRequest(
+            f"{field} has {len(value)} lists of token ids, the limit is {max_inputs} (max_inputs)",
+            field,
+        )
+    for index, ids in enumerate(value):
+        if not isinstance(ids, list) or not all(map(_is_id, ids)):
+            raise InvalidRequest(
+                f"invalid input type: {field}[{index}] is not a list of token ids", field
+            )
+    return value
+
+
+_REFUSAL = (
+    "{field} holds token ids, which this server refuses: the client has most likely used another "
+    "model's tokenizer. Send texts; with LangChain's OpenAIEmbeddings set "
+    "check_embedding_ctx_length=False. EMBEDDING_TOKEN_IDS=accept takes ids as they are"
+)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_embeds(name: str, there: Any, wanted: EmbedRequest) -> None:
@@ -157,9 +208,14 @@ def _given(prompt: PromptChoice) -> tuple[str | None, str | None, str | None]:
 
 
 def tokenizing(
-    model: Any, wanted: EmbedRequest, prompt: str, max_tokens: int | None = None
+    model: Any,
+    wanted: EmbedRequest,
+    prompt: tuple[str | None, str | None, str | None],
+    max_tokens: int | None = None,
 ) -> Work:
-    """The inputs, and how parts of them become tokens; `prompt` goes before texts only."""
+    """The inputs, and how parts of them become tokens. `prompt` is a name, an input type and an
+    instruction, of which the model makes what goes before each text."""
+    inputs, outputs, is_text = wanted.inputs, wanted.computed, wanted.token_ids is None
     limits = TextLimits(
         max_length=min(n for n in (wanted.max_length, max_tokens, model.max_length) if n),
         truncate=wanted.truncate or max_tokens is not None,
@@ -167,15 +223,17 @@ def tokenizing(
         add_special_tokens=wanted.add_special_tokens,
     )
 
+    before = model.prompt(*prompt)
+
     def tokenize(part: list[Any], first: int) -> Sequence[Any]:
         tokens: Sequence[Any]
-        if wanted.token_ids is not None:
-            tokens = model.tokens_of(part, limits, wanted.computed, first)
+        if is_text:
+            tokens = model.tokenize(part, limits, before, outputs, first)
         else:
-            tokens = model.tokenize(part, limits, prompt, wanted.computed, first)
+            tokens = model.tokens_of(part, limits, outputs, first)
         return tokens
 
-    return wanted.inputs, tokenize
+    return inputs, tokenize
 
 
 def _dense(rows: list[Any], wanted: EmbedRequest, model: Any) -> Any:

@@ -23,8 +23,9 @@ from serving.state import Call
 class ScoreRequest:
     """`queries` and `documents` are 1:N or N:N, of the names that `fields` are in the request.
 
-    `has_roles` says that they are queries and documents, which an embedder gives prompts of their
-    own. `weights` are for models that compare outputs. `max_document` bounds a document's tokens.
+    With `has_objects` each may also be an object with a "text". `has_roles` says that they are
+    queries and documents, which an embedder gives prompts of their own. `weights` are for models
+    that compare outputs. `max_document` bounds a document's tokens.
     """
 
     queries: Sequence[Any]
@@ -36,13 +37,27 @@ class ScoreRequest:
     max_document: int | None = None
     instruction: str | None = None
     weights: Weights | None = None
+    has_objects: bool = False
     has_roles: bool = True
     keep_alive_s: float | None = None
 
-    def pairs(self) -> list[tuple[str, str]]:
-        queries, documents = self.queries, self.documents
+    def pairs(self, max_inputs: int) -> list[tuple[str, str]]:
+        """Raises InvalidRequest for what is not a text, or too many."""
+        queries, documents = self._texts(0, max_inputs), self._texts(1, max_inputs)
         queries = queries if len(queries) > 1 else list(queries) * len(documents)
         return list(zip(queries, documents, strict=True))
+
+    def _texts(self, role: int, max_inputs: int) -> Sequence[str]:
+        items, field = (self.queries, self.documents)[role], self.fields[role]
+        if self.has_objects and any(
+            isinstance(item, dict) and "text" not in item for item in items
+        ):
+            message = f'{field}: each is a text, or an object with "text"'
+            raise InvalidRequest(message, field)
+        if self.has_objects:
+            items = [item["text"] if isinstance(item, dict) else item for item in items]
+        check_texts(items, max_inputs, field)
+        return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +89,10 @@ async def score(call: Call, asked: str | None, wanted: ScoreRequest) -> Scored:
 
     Raises what `embed` raises.
     """
-    max_inputs = call.serving.settings.max_inputs
-    for texts, field in zip((wanted.queries, wanted.documents), wanted.fields, strict=True):
-        check_texts(texts, max_inputs, field)
+    pairs = wanted.pairs(call.serving.settings.max_inputs)
     folder = await call.serving.find_reranker(asked)
     async with call.lease(folder, wanted.keep_alive_s) as resident:
         model: Any = resident.model
-        pairs = wanted.pairs()
         raw: Any = []
         cost = Cost()
         if pairs and model.is_reranker:
@@ -126,7 +138,7 @@ async def _compare(
             outputs=outputs,
         )
         check_embeds(model.name, model, asked)
-        prompt = model.prompt(None, input_type, None if is_document else wanted.instruction)
+        prompt = None, input_type, None if is_document else wanted.instruction
         works.append(tokenizing(model, asked, prompt, wanted.max_document if is_document else None))
     rows, cost = await compute(call, resident, works, ("dense", *outputs))
 

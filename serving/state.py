@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from batcher.admission import Admission, Reservation
 from batcher.worker import Worker
-from engine.folder.recipe import Recipe
 from engine.folder.store import ModelFolder
 from serving.errors import CallerGone, NotFound, NotReady, TooLate
 from serving.metrics import Metrics
@@ -21,7 +20,7 @@ from serving.models.catalog import Catalog, Entry
 from serving.models.resident import Resident
 from serving.models.residents import Residents
 from serving.row_cache import RowCache
-from serving.tokenizer import TokenizerThread
+from serving.rows import TokenizerThread
 from settings import Settings
 
 Gone = Callable[[], Awaitable[object]]  # returns when the caller has left
@@ -200,12 +199,6 @@ class Serving:
             if resident is not None and resident.model is not None and resident.model.is_reranker:
                 return folder
         return await asyncio.to_thread(self.catalog.default_reranker, self.residents.failures)
-
-    async def recipe_before_loading(self, folder: ModelFolder) -> Recipe | None:
-        """What a model that is not in memory will be; None for one that is, or that will fail."""
-        if self.residents.get(folder.name) is not None:
-            return None
-        return (await asyncio.to_thread(self.catalog.entry, folder)).recipe
 
 
 @dataclass(frozen=True, slots=True)

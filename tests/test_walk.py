@@ -21,4 +21,8 @@ from bench.walk import Walk
     ],
 )
 def test_a_run_that_repeats_directly_after_itself_counts_once(entered: str, moves: str) -> None:
-    assert "".join(Walk(list(entered)).moves) == moves
+    assert "".join(Walk(list(entered), [0] * len(entered)).moves) == moves
+
+
+def test_what_another_thread_does_meanwhile_breaks_no_run() -> None:
+    assert Walk(list("ababxab"), [0, 0, 0, 0, 1, 0, 0]).moves == ["a", "b", "x"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,8 +15,7 @@ from pydantic import (
 )
 
 from engine.outputs import Weights
-from serving.errors import InvalidRequest
-from settings import Settings, parse_keep_alive
+from settings import parse_keep_alive
 
 _MAX_OUTPUTS = 16
 
@@ -127,33 +125,24 @@ class OutputWeights(BaseModel):
         return value
 
 
+def _as_weights(given: OutputWeights | None) -> Weights | None:
+    if given is None:
+        return None
+    weights = Weights(given.dense, given.sparse, given.colbert)
+    if weights.dense + weights.sparse + weights.colbert == 0:
+        raise ValueError("at least one of dense, sparse, colbert must be above 0")
+    return weights
+
+
 class RelevanceBody(Body, TruncateFields):
     """What /rerank and /score both take."""
 
     instruction: str | None = Field(None, description="the task, for models that take one")
     raw_scores: bool | None = Field(None, description="true: no sigmoid")
     use_activation: bool | None = Field(None, description="false: no sigmoid")
-    weights: OutputWeights | None = Field(
+    weights: Annotated[OutputWeights | None, AfterValidator(_as_weights)] = Field(
         None, description="for an embedder with several outputs, such as bge-m3: hybrid score"
     )
-
-    def is_raw(self) -> bool:
-        return bool(self.raw_scores) or self.use_activation is False
-
-    def output_weights(self) -> Weights | None:
-        if self.weights is None:
-            return None
-        weights = Weights(self.weights.dense, self.weights.sparse, self.weights.colbert)
-        if weights.dense + weights.sparse + weights.colbert == 0:
-            raise InvalidRequest("weights: at least one of dense, sparse, colbert must be above 0")
-        return weights
-
-
-def text_of(item: Any, field: str) -> Any:
-    """A text, or an object's `text`; what is not a text is refused where the texts are checked."""
-    if isinstance(item, dict) and "text" not in item:
-        raise InvalidRequest(f'{field}: each is a text, or an object with "text"', field)
-    return item["text"] if isinstance(item, dict) else item
 
 
 class Usage(BaseModel):
@@ -161,63 +150,3 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
-
-
-def usage(num_tokens: int) -> dict[str, int]:
-    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Either texts, or one list of ids each."""
-
-    texts: Sequence[str] = ()
-    token_ids: Sequence[Sequence[int]] | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts if self.token_ids is None else self.token_ids)
-
-
-def read_inputs(value: Any, field: str, settings: Settings) -> Inputs:
-    """A string, a list of strings, a list of ids, or a list of those. Raises 400."""
-    if isinstance(value, str):
-        value = [value]
-    if value is None or value == []:
-        raise InvalidRequest(f"{field} must not be empty", field)
-    if not isinstance(value, list):
-        raise InvalidRequest(f"invalid input type: {field} must be a string or a list", field)
-    if _is_id(value[0]):
-        value = [value]
-    if not isinstance(value[0], list):
-        return Inputs(value)
-    if settings.token_ids == "reject":
-        raise InvalidRequest(_REFUSAL.format(field=field), field)
-    return Inputs(token_ids=read_id_lists(value, field, settings.max_inputs))
-
-
-def read_id_lists(value: list[Any], field: str, max_inputs: int) -> list[list[int]]:
-    """Lists of ids, or one list of them. Raises 400 naming the limit or the index at fault."""
-    if not value or not isinstance(value[0], list):
-        value = [value]
-    if len(value) > max_inputs:
-        raise InvalidRequest(
-            f"{field} has {len(value)} lists of token ids, the limit is {max_inputs} (max_inputs)",
-            field,
-        )
-    for index, ids in enumerate(value):
-        if not isinstance(ids, list) or not all(map(_is_id, ids)):
-            raise InvalidRequest(
-                f"invalid input type: {field}[{index}] is not a list of token ids", field
-            )
-    return value
-
-
-_REFUSAL = (
-    "{field} holds token ids, which this server refuses: the client has most likely used another "
-    "model's tokenizer. Send texts; with LangChain's OpenAIEmbeddings set "
-    "check_embedding_ctx_length=False. EMBEDDING_TOKEN_IDS=accept takes ids as they are"
-)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -19,9 +19,8 @@ from api.dialects.fields import (
     PromptFields,
     WholeNumber,
 )
-from api.http.body import begin
+from api.http.body import begin, respond
 from api.http.routes import Routes
-from api.http.writing import respond
 from serving.embedding import EmbedRequest, PromptChoice, embed
 from serving.errors import InvalidRequest
 from serving.scoring import ScoreRequest, score

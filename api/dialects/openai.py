@@ -21,13 +21,10 @@ from api.dialects.fields import (
     TruncateFields,
     Usage,
     WholeNumber,
-    read_inputs,
-    usage,
 )
-from api.http.body import begin
+from api.http.body import begin, respond
 from api.http.routes import Routes
-from api.http.writing import respond
-from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed
+from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed, read_inputs
 from serving.errors import NotFound
 from serving.models.catalog import Entry
 from serving.server import Server
@@ -96,10 +93,10 @@ _EXAMPLE = {
 async def post_embeddings(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
     call, body = await begin(request, EmbeddingsBody)
-    inputs = read_inputs(body.input, "input", call.serving.settings)
+    texts, token_ids = read_inputs(body.input, "input", call.serving.settings)
     wanted = EmbedRequest(
-        inputs.texts,
-        token_ids=inputs.token_ids,
+        texts,
+        token_ids=token_ids,
         truncate=body.truncate is not False,
         truncation_side=body.truncation_side or "right",
         max_length=body.truncate_prompt_tokens,
@@ -113,9 +110,12 @@ async def post_embeddings(request: Request) -> Response:
     embedded = await embed(call, body.model, wanted)
     answer = {
         "object": "list",
-        "data": _items(embedded, len(wanted.inputs)),
+        "data": _items(embedded, len(texts if token_ids is None else token_ids)),
         "model": embedded.model,
-        "usage": usage(embedded.num_tokens),
+        "usage": {
+            "prompt_tokens": embedded.num_tokens,
+            "total_tokens": embedded.num_tokens,
+        },
         "id": f"embd-{uuid.uuid4().hex}",
         "created": int(time.time()),
     }

@@ -7,7 +7,7 @@ text-embeddings-inference's, whose /rerank this also is.
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
@@ -18,13 +18,11 @@ from api.dialects.fields import (
     Side,
     Usage,
     WholeNumber,
-    text_of,
-    usage,
 )
-from api.http.body import check, read_object
+from api.http.body import check, read_object, respond
 from api.http.errors import speaks
 from api.http.routes import Routes
-from api.http.writing import respond
+from engine.outputs import Weights
 from serving.errors import InvalidRequest
 from serving.scoring import Scored, ScoreRequest, score
 from serving.state import Call
@@ -127,27 +125,28 @@ async def post_rerank(request: Request) -> Response:
         speaks(request, "tei")
         return await _rank(call, check(value, TEIRerankBody))
     body = check(value, RerankBody)
-    documents = [text_of(document, "documents") for document in body.documents]
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
         raise InvalidRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
     wanted = ScoreRequest(
         [body.query],
-        documents,
+        body.documents,
         truncate=body.truncate is not False,
         truncation_side=body.truncation_side or "right",
         max_length=body.truncate_prompt_tokens,
         max_document=body.max_tokens_per_doc,
         instruction=body.instruction or None,
-        weights=body.output_weights(),
+        weights=cast("Weights | None", body.weights),
+        has_objects=True,
         keep_alive_s=body.keep_alive,
     )
     scored = await score(call, body.model, wanted)
+    num_tokens = scored.cost.num_tokens
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "model": scored.model,
-        "results": _results(body, documents, scored),
-        "usage": usage(scored.cost.num_tokens),
-        "meta": _meta(scored.cost.num_tokens),
+        "results": _results(body, scored),
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "meta": _meta(num_tokens),
     }
     return await respond(answer, scored.cost)
 
@@ -170,11 +169,15 @@ async def _rank(call: Call, body: TEIRerankBody) -> Response:
     return await respond(ranks, scored.cost)
 
 
-def _results(body: RerankBody, documents: list[Any], scored: Scored) -> list[dict[str, Any]]:
+def _results(body: RerankBody, scored: Scored) -> list[dict[str, Any]]:
     results = []
-    for index, value in scored.best(body.top_n, body.is_raw()):
+    for index, value in scored.best(
+        body.top_n, bool(body.raw_scores) or body.use_activation is False
+    ):
         result: dict[str, Any] = {"index": index, "relevance_score": value}
         if body.return_documents is not False:
-            result["document"] = {"text": documents[index]}
+            document = body.documents[index]
+            text = document["text"] if isinstance(document, dict) else document
+            result["document"] = {"text": text}
         results.append(result)
     return results

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from api.dialects.fields import RelevanceBody, Usage, text_of, usage
-from api.http.body import begin
+from api.dialects.fields import RelevanceBody, Usage
+from api.http.body import begin, respond
 from api.http.routes import Routes
-from api.http.writing import respond
+from engine.outputs import Weights
 from serving.errors import InvalidRequest
 from serving.scoring import ScoreRequest, score
 
@@ -87,19 +87,21 @@ async def post_score(request: Request) -> Response:
         truncation_side=body.truncation_side or "right",
         max_length=body.truncate_prompt_tokens,
         instruction=body.instruction or None,
-        weights=body.output_weights(),
+        weights=cast("Weights | None", body.weights),
+        has_objects=True,
         has_roles=body.queries is not None,
         keep_alive_s=body.keep_alive,
     )
     scored = await score(call, body.model, wanted)
-    scores = scored.scores(body.is_raw())
+    scores = scored.scores(bool(body.raw_scores) or body.use_activation is False)
+    num_tokens = scored.cost.num_tokens
     answer = {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
         "model": scored.model,
         "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
-        "usage": usage(scored.cost.num_tokens),
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     return await respond(answer, scored.cost)
 
@@ -114,14 +116,14 @@ def _sides(body: ScoreBody) -> tuple[tuple[str, str], list[Any], list[Any]]:
     if len(given) != 1:
         known = ", ".join(f"{left}/{right}" for left, right in _PAIR_NAMES)
         raise InvalidRequest(f"give exactly one of {known}")
-    lefts, rights = (_as_list(getattr(body, field), field) for field in given[0])
+    lefts, rights = (_as_list(getattr(body, field)) for field in given[0])
     if not lefts or not rights or (len(lefts) != 1 and len(lefts) != len(rights)):
         raise InvalidRequest("Input lengths must be either 1:1, 1:N or N:N")
     return given[0], lefts, rights
 
 
-def _as_list(value: Any, field: str) -> list[Any]:
-    return [text_of(item, field) for item in (value if isinstance(value, list) else [value])]
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 _PAIR_NAMES = (

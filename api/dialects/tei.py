@@ -13,12 +13,11 @@ import numpy as np
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from api.dialects.fields import Body, Side, WholeNumber, read_inputs
-from api.http.body import begin
+from api.dialects.fields import Body, Side, WholeNumber
+from api.http.body import begin, off_loop, respond
 from api.http.routes import Routes
-from api.http.writing import off_loop, respond
 from api.version import server_version
-from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed
+from serving.embedding import Embedded, EmbedRequest, PromptChoice, embed, read_inputs
 from serving.errors import InvalidRequest
 from serving.rows import check_texts
 from serving.server import Server
@@ -115,11 +114,11 @@ async def post_embed_all(request: Request) -> Response:
 
 
 async def _embed(call: Call, body: InputsBody, output: str, **more: Any) -> Embedded:
-    inputs = read_inputs(body.inputs, "inputs", call.serving.settings)
+    texts, token_ids = read_inputs(body.inputs, "inputs", call.serving.settings)
     wanted = EmbedRequest(
-        inputs.texts,
+        texts,
         "inputs",
-        inputs.token_ids,
+        token_ids,
         truncate=body.truncate is not False,
         truncation_side=body.truncation_direction or "right",
         prompt=PromptChoice(body.prompt_name or None),

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from api.dialects.fields import Body, read_id_lists
-from api.http.body import begin, check, read_object
+from api.dialects.fields import Body
+from api.http.body import begin, check, read_object, respond
 from api.http.errors import speaks
 from api.http.routes import Routes
-from api.http.writing import respond
+from serving.embedding import read_id_lists
 from serving.errors import InvalidRequest
 from serving.rows import Cost, check_texts
 from serving.state import Call

@@ -129,7 +129,7 @@ class _Exchange:
         exchanges.count(getattr(self._scope.get("route"), "path", "other"), status, seconds)
         path = route_path(self._scope)
         level = logging.DEBUG if path in _PROBES else logging.INFO
-        if not server.settings.access_log or not log.isEnabledFor(level):
+        if not server.state.settings.access_log or not log.isEnabledFor(level):
             return
         fields = self._fields(path, status, seconds)
         text = " ".join(f"{name}={value}" for name, value in fields.items())

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from api.http.body import begin
 from api.http.routes import Routes
-from api.http.writing import respond
+from api.http.body import respond
 from serving.embedding import EmbedRequest, embed
 
 routes = Routes("Newcomer", "tei")

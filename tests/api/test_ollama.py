@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from api.http import writing
+from api.http import body as writing
 from serving import embedding as vectors
 from settings import parse_keep_alive
 from tests.serving.fake_engine import NAME, FakeServer, serve_fake

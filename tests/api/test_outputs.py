@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from api.http import writing
+from api.http import body as writing
 from serving import embedding as vectors
 from tests.serving.fake_engine import FakeServer, serve_fake
 from tests.serving.fake_models import (

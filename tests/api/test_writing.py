@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from api.http import writing
-from api.http.writing import dumps, off_loop, parts, size, write
+from api.http import body as writing
+from api.http.body import dumps, off_loop, parts, size, write
 
 FLOATS = st.floats(width=32, allow_nan=False)
 ARRAYS = npst.arrays(

@@ -13,19 +13,19 @@ from engine.errors import BadTokenIds, NoTokens, TextTooLong
 from engine.folder.recipe import read_recipe
 from serving.embedding import EmbedRequest, PromptChoice, check_embeds, tokenizing
 from serving.errors import InvalidRequest
-from serving.tokenizer import TokenizerThread
+from serving.rows import TokenizerThread
 from tests.serving.fake_models import END, START, FakeEngine, FakeModel, write_model
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> FakeModel:
-    made = FakeEngine().load(write_model(tmp_path, "m"))
+    made = FakeEngine().load(write_model(tmp_path, "m", prompts={"query": "q:"}))
     assert isinstance(made, FakeModel)
     return made
 
 
 def ids_of(model: FakeModel, wanted: EmbedRequest, prompt: str = "", first: int = 0) -> Any:
-    inputs, tokenize = tokenizing(model, wanted, prompt)
+    inputs, tokenize = tokenizing(model, wanted, ("query" if prompt else None, None, None))
     return [list(tokens.ids) for tokens in tokenize(list(inputs), first)]
 
 
