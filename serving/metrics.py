@@ -55,9 +55,9 @@ class Metrics:
     def count_job(self, wait_s: float, run_s: float) -> None:
         self._waiting.append(lambda: self._enter_job(wait_s, run_s))
 
-    def count_step(self, step: Batch, seconds: float, is_done: bool) -> None:
+    def count_batch(self, batch: Batch, seconds: float, is_done: bool) -> None:
         """Called on the worker's thread, where somebody waits for its lock."""
-        model, num_tokens, num_sequences = _name(step.group), step.num_tokens, len(step.members)
+        model, num_tokens, num_sequences = _name(batch.group), batch.num_tokens, len(batch.members)
         self.num_tokens += num_tokens
         if is_done:
             self.rate.count(num_tokens, seconds)

@@ -47,7 +47,7 @@ class RowCache:
 
 
 def _alone(row: Any) -> Any:
-    """A copy: the row of a step's array would keep the whole array."""
+    """A copy: the row of a batch's array would keep the whole array."""
     if not isinstance(row, Outputs):
         return row
     sparse = row.sparse  # arrays of their own already

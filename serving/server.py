@@ -142,7 +142,7 @@ class Server:
             settings.max_batch_tokens,
             max_urgent_tokens=settings.max_urgent_tokens if engine.may_preempt else 0,
             on_start=engine.on_worker_start,
-            on_batch=self.metrics.count_step,
+            on_batch=self.metrics.count_batch,
             is_out_of_memory=engine.is_out_of_memory,
             free=engine.release,
         )

@@ -99,7 +99,7 @@ async def _ended(tasks: set[asyncio.Task[Any]], timeout_s: float) -> None:
 def _stop(server: uvicorn.Server, code: int) -> None:
     """Let uvicorn shut down, then end the process with `code`.
 
-    Python's own way out kills threads that are still inside torch, an abandoned step or a model
+    Python's own way out kills threads that are still inside torch, an abandoned batch or a model
     that loads, and C++ then aborts the process (exit code -6).
     """
     atexit.register(os._exit, code)

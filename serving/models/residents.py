@@ -107,7 +107,7 @@ class Residents:
         return True
 
     async def close(self) -> None:
-        """Stop timers and loads. What is in memory stays: a step may still run."""
+        """Stop timers and loads. What is in memory stays: a batch may still run."""
         for resident in self._residents.values():
             resident.stop_timer()
         tasks = [r.loading for r in self._loading.values() if r.loading is not None]
