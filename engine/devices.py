@@ -1,8 +1,9 @@
 """Devices: which torch device computes, and the proof that it computes right.
 
-Owns the table of torch plug-ins, their import and the probe of a device. Must not know models,
-settings or the batcher, and never selects, resets or tunes a device. Torch is imported inside
-functions only, because `prepare_autoload` has to run before torch is imported anywhere.
+Owns the table of torch plug-ins, their import, the probe of a device, and the variables that
+libraries read when they are imported. Must not know models, settings or the batcher, and never
+selects, resets or tunes a device. Torch is imported inside functions only, because
+`prepare_environment` and `prepare_autoload` have to run before torch is imported anywhere.
 Invariant: a `Device` other than the CPU is returned only after a product computed there was right.
 """
 
@@ -174,7 +175,7 @@ def _probe(backend: Backend, index: int) -> Device:
 def _check_visible(backend: Backend, index: int) -> None:
     import torch
 
-    # Torch's version says for what it was built: "2.13.0+cpu" explains why there is no cuda.
+    # Torch's version says what it was built for: "2.13.0+cpu" explains why there is no cuda.
     source, visible = backend.module or f"torch {torch.__version__}", _visible(backend)
     if not _is_available(backend.kind):
         raise DeviceError(f"{source} finds no usable device{visible}")
@@ -257,7 +258,7 @@ _DEFAULTS = {
     # The tokenizer has one thread; the other cores compute.
     "TOKENIZERS_PARALLELISM": "false",
     # How long a compute thread spins at a barrier before it sleeps. With libgomp's own 300,000
-    # rounds (milliseconds) the spinner keeps the very core that the thread it waits for needs.
+    # rounds (milliseconds) it occupies the core that the thread it waits for needs.
     # bench/results/contention-bge-small.json and docs/log.md have the figures for both.
     "GOMP_SPINCOUNT": "8000",
     # oneDNN, and PyTorch's layer above it, each keep code for the last 1,024 shapes. Every number
@@ -269,7 +270,7 @@ _DEFAULTS = {
 
 
 def prepare_environment(environ: MutableMapping[str, str]) -> None:
-    """Fill in the defaults above."""
+    """Fill in the defaults above; what the user has set stays as it is."""
     for name, value in _DEFAULTS.items():
         if name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in environ:
             continue  # the user has chosen how to wait

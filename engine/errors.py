@@ -1,10 +1,10 @@
-"""What can go wrong in the engine, as the few classes that callers tell apart. No torch here."""
+"""What can go wrong in the engine, in the few classes that callers distinguish. No torch here."""
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """A model folder cannot be served; the text names the file and the reason."""
+    """A model folder cannot be served; the message names the file and the reason."""
 
 
 class TextTooLong(Exception):
@@ -18,7 +18,7 @@ class TextTooLong(Exception):
 
 
 class NoTokens(Exception):
-    """An input of no token at all, which nothing can be computed of."""
+    """An input without a single token, so there is nothing to compute."""
 
     def __init__(self, index: int, why: str = "") -> None:
         super().__init__(f"input {index} has no tokens{why and ' '}{why}")
@@ -26,7 +26,7 @@ class NoTokens(Exception):
 
 
 class BadTokenIds(Exception):
-    """A client's own token id that the model has no embedding for."""
+    """A client's own token id for which the model has no embedding."""
 
     def __init__(self, index: int, token_id: int, vocab_size: int) -> None:
         super().__init__(
@@ -41,7 +41,7 @@ class BadPrompt(Exception):
 
 
 class NotFinite(Exception):
-    """A text's vector, or a pair's score, is not a number."""
+    """A text's embedding, or a pair's score, is NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__("the model's answer is not a finite number")

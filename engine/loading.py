@@ -96,16 +96,27 @@ def _load_reranker(
         head = heads.classifier(whole)
     backbone = _make_fast(base, recipe, device, options)
     model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
-    reason = selfcheck.check_scores(model, sample, wanted, dtype)
+    reason = _check_scores(model, sample, wanted, dtype)
     if reason and backbone.layout == "unpadded":
         log.warning("serving model %s padded: %s", name, reason)
         base.set_attn_implementation(selfcheck.STOCK_ATTENTION)
         backbone = replace(backbone, layout="padded", shares_prefixes=False)
         model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
-        reason = selfcheck.check_scores(model, sample, wanted, dtype)
+        reason = _check_scores(model, sample, wanted, dtype)
     if reason:
         raise ModelError(f"{recipe.folder}: {reason}")
     return model
+
+
+def _check_scores(
+    model: RerankingModel, sample: list[Tokens], wanted: list[float], dtype: torch.dtype
+) -> str:
+    try:
+        return selfcheck.check_scores(model, sample, wanted, dtype)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return f"its score head does not fit: {error}"
 
 
 def bytes_per_value(device: Device, options: LoadOptions) -> int:

@@ -2,7 +2,7 @@
 
 Torch is used only where somebody else has imported it. `root` is where /proc and
 /sys are looked for, so tests can show any machine. A container's limit counts as well as the
-machine's memory: whoever passes it is killed.
+machine's memory: a process that passes it is killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ from engine.folder.weight_files import num_values
 OVERHEAD = 1.1  # buffers, the allocator's rounding, a batch's activations
 OVERHEAD_BYTES = 64 << 20  # a tokenizer with 250 000 pieces, Python objects
 
+# Where a hierarchy is mounted, its controller, and what its files and their lines are called: v2,
+# v2 beside v1 hierarchies (hybrid), v1.
+_CGROUPS = (
+    ("", "", "memory.max", "memory.current", "", "file_mapped"),
+    ("unified", "", "memory.max", "memory.current", "", "file_mapped"),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_", "mapped_file"),
+)
+
 
 def model_bytes(folder: Path, bytes_per_value: int) -> int:
     """What loading will need, from the weights' headers. Raises ModelError naming the file."""
@@ -30,12 +38,12 @@ def available_bytes(root: Path = Path("/")) -> int:
 
     Where nothing says, as outside Linux, it is sys.maxsize.
     """
-    lefts = [*_machine_left(root), *_lefts_v2(root), *_lefts_v1(root)]
+    lefts = [*_machine_left(root), *_cgroups_left(root)]
     return max(0, min(lefts, default=sys.maxsize))
 
 
 def release(device_kind: str = "cpu") -> None:
-    """Give what was freed back to the system, and to the device's other users."""
+    """Return freed memory to the system, and to the device's other users."""
     gc.collect()
     device = getattr(sys.modules.get("torch"), device_kind, None)
     if empty_cache := getattr(device, "empty_cache", None):
@@ -48,7 +56,7 @@ def release(device_kind: str = "cpu") -> None:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """As people say it: `1.2 GB`, `0.4 GB`, `12.5 MB`, `0.3 kB`."""
+    """For people: `1.2 GB`, `0.4 GB`, `12.5 MB`, `0.3 kB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size / 10:
             return f"{num_bytes / size:.1f} {unit}"
@@ -70,30 +78,21 @@ def _machine_left(root: Path) -> Iterator[int]:
         yield left * 1024
 
 
-def _lefts_v2(root: Path) -> Iterator[int]:
-    for mount in ("", "unified"):  # unified: beside v1 hierarchies (hybrid)
-        for folder in cgroup_levels(root, "", root / "sys/fs/cgroup" / mount):
-            limit, used = read_text(folder / "memory.max"), read_text(folder / "memory.current")
-            if limit.isdecimal() and used.isdecimal():  # no limit reads "max"
+def _cgroups_left(root: Path) -> Iterator[int]:
+    for mount, controller, limit_name, used_name, prefix, mapped in _CGROUPS:
+        for folder in cgroup_levels(root, controller, root / "sys/fs/cgroup" / mount):
+            limit, used = read_text(folder / limit_name), read_text(folder / used_name)
+            if limit.isdecimal() and used.isdecimal():  # no limit reads "max", or 2**63 less a page
                 stat = _entries(folder / "memory.stat")
-                keys = ("inactive_file", "active_file", "file_mapped")
+                keys = (f"{prefix}inactive_file", f"{prefix}active_file", f"{prefix}{mapped}")
                 yield int(limit) - int(used) + _droppable(stat.get(key, 0) for key in keys)
 
 
-def _lefts_v1(root: Path) -> Iterator[int]:
-    for folder in cgroup_levels(root, "memory", root / "sys/fs/cgroup/memory"):
-        limit, used = (read_text(folder / f"memory.{k}_in_bytes") for k in ("limit", "usage"))
-        if limit.isdecimal() and used.isdecimal():  # no limit reads 2**63 less a page
-            stat = _entries(folder / "memory.stat")
-            keys = ("total_inactive_file", "total_active_file", "total_mapped_file")
-            yield int(limit) - int(used) + _droppable(stat.get(key, 0) for key in keys)
-
-
 def _droppable(inactive_active_mapped: Iterable[int]) -> int:
-    """Bytes of files that the kernel keeps only until somebody needs the memory.
+    """Bytes of files that the kernel keeps only until the memory is needed.
 
-    The pages of weights that were mapped twice are "active" and stay so after the unloading; to
-    count them as used would refuse the third model for the sake of the first.
+    Pages of weights that were mapped twice are "active" and stay so after unloading. Counting them
+    as used would refuse the third model because of the first.
     """
     inactive, active, mapped = inactive_active_mapped
     return max(inactive, inactive + active - mapped)

@@ -150,52 +150,44 @@ class EmbeddingModel(_Loaded):
     def run(self, batch: Sequence[Tokens]) -> list[Outputs]:
         """One record a sequence, with the outputs that it asks for; dense is always there."""
         hidden, order = self._backbone.hidden(batch)
-        num_prompt = [batch[i].num_prompt for i in order]
-        dense = self._modules(pool(hidden, self.recipe.pooling, num_prompt)).cpu().numpy()
+        ordered = [batch[i] for i in order]
+        pooled = pool(hidden, self.recipe.pooling, [tokens.num_prompt for tokens in ordered])
+        dense = self._modules(pooled).cpu().numpy()
         rows = [Outputs(row) for row in dense]
-        asked = [row for row, i in enumerate(order) if len(batch[i].outputs) > 1]
+        asked = [row for row, tokens in enumerate(ordered) if len(tokens.outputs) > 1]
         if asked:
-            ids = [np.asarray(batch[order[row]].ids) for row in asked]
-            wanted = [batch[order[row]].outputs for row in asked]
-            for row, more in zip(
-                asked, self._token_outputs(hidden, asked, ids, wanted), strict=True
-            ):
-                rows[row] = replace(more, dense=rows[row].dense)
-        result: list[Outputs] = [rows[0]] * len(batch)
-        for row, i in enumerate(order):
-            result[i] = rows[row]
-        return result
+            for row, more in zip(asked, self._more_outputs(hidden, asked, ordered), strict=True):
+                rows[row] = replace(more, dense=dense[row])
+        return [rows[row] for row in sorted(range(len(order)), key=order.__getitem__)]
 
-    def _token_outputs(
-        self,
-        hidden: Hidden,
-        asked: list[int],
-        ids: list[NDArray[np.int64]],
-        wanted: list[tuple[str, ...]],
+    def _more_outputs(
+        self, hidden: Hidden, asked: list[int], ordered: list[Tokens]
     ) -> Iterator[Outputs]:
         """The further outputs of the rows `asked`, from the states of their tokens."""
         ends = hidden.lengths.cumsum(0)
         starts = (ends - hidden.lengths).tolist()
-        lengths = hidden.lengths.tolist()
-        positions = torch.cat([torch.arange(starts[r], starts[r] + lengths[r]) for r in asked])
+        wanted = [ordered[row] for row in asked]
+        spans = zip([starts[row] for row in asked], wanted, strict=True)
+        positions = torch.cat([torch.arange(s, s + len(tokens.ids)) for s, tokens in spans])
         states = hidden.at(positions.to(ends.device)).float()
-        has_sparse = any("sparse" in outputs for outputs in wanted)
-        has_colbert = any("colbert" in outputs for outputs in wanted)
-        weights = self._heads.sparse(states).cpu().numpy() if has_sparse else None
-        vectors = self._heads.colbert(states).cpu().numpy() if has_colbert else None
+        weights = vectors = np.empty(0, np.float32)
+        if any("sparse" in tokens.outputs for tokens in wanted):
+            weights = self._heads.sparse(states).cpu().numpy()
+        if any("colbert" in tokens.outputs for tokens in wanted):
+            vectors = self._heads.colbert(states).cpu().numpy()
         first = 0
-        for token_ids, outputs in zip(ids, wanted, strict=True):
-            rows = slice(first, first + len(token_ids))
-            first += len(token_ids)
-            sparse = colbert = tokens = None
-            if weights is not None and "sparse" in outputs:
-                is_text = ~np.isin(token_ids, self._special)
-                sparse = lexical_weights(token_ids[is_text], weights[rows][is_text])
-            if vectors is not None and "colbert" in outputs:
+        for tokens in wanted:
+            ids, rows = np.asarray(tokens.ids), slice(first, first + len(tokens.ids))
+            first = rows.stop
+            sparse = colbert = own = None
+            if "sparse" in tokens.outputs:
+                is_text = ~np.isin(ids, self._special)
+                sparse = lexical_weights(ids[is_text], weights[rows][is_text])
+            if "colbert" in tokens.outputs:
                 colbert = vectors[rows][1:].copy()  # all but CLS; frees the batch's array
-            if "tokens" in outputs:
-                tokens = states[rows].cpu().numpy().copy()
-            yield Outputs(np.empty(0, np.float32), sparse, colbert, tokens)
+            if "tokens" in tokens.outputs:
+                own = states[rows].cpu().numpy().copy()
+            yield Outputs(np.empty(0, np.float32), sparse, colbert, own)
 
     def describe(self) -> dict[str, str | int]:
         """What /health says of the model."""

@@ -1,7 +1,7 @@
-"""What one forward gives of one text: dense vector, lexical weights, token vectors. numpy only.
+"""What one forward gives for one text: a dense vector, lexical weights, token vectors. numpy only.
 
-And how two texts' outputs compare. Formulas: "M3-Embedding" (arXiv 2402.03216), section 3.2, as the
-authors' FlagEmbedding computes them.
+Also how the outputs of two texts compare. Formulas: "M3-Embedding" (arXiv 2402.03216), section 3.2,
+as the authors' FlagEmbedding computes them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
-_BLOCK = 512  # rows of a query compared at a time: long texts need no matrix of all pairs
+_BLOCK = 512  # rows of a query compared at a time, so that long texts need no matrix of all pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """`dense` `[dim]` as pooled, not normalised; `colbert` `[tokens - 1, H]`, L2 each; `tokens`
-    `[tokens, H]`, the last hidden states, which every model has."""
+    """`dense` `[dim]` as pooled, not normalised. `colbert` `[tokens - 1, H]`, each row of norm 1.
+    `tokens` `[tokens, H]`, the last hidden states, which every model has."""
 
     dense: FloatArray
     sparse: Sparse | None = None
@@ -37,7 +37,7 @@ class Outputs:
 
 
 def dense_rows(outputs: Sequence[Outputs]) -> FloatArray:
-    """`[n, dim]`: the dense vectors of many texts; of one without a copy."""
+    """`[n, dim]`: the dense vectors of all texts; a single one is not copied."""
     if len(outputs) == 1:
         return outputs[0].dense[None]
     return np.stack([each.dense for each in outputs])
@@ -85,7 +85,7 @@ def colbert_score(query: FloatArray, passage: FloatArray) -> float:
 
 
 def hybrid_score(query: Outputs, passage: Outputs, weights: Weights) -> float:
-    """The outputs' scores weighted, divided by the weights' sum. A output of weight 0 may lack."""
+    """The outputs' scores weighted, divided by the weights' sum. One of weight 0 may be missing."""
     total = 0.0
     if weights.dense:
         total += weights.dense * dense_score(query.dense, passage.dense)

@@ -15,7 +15,7 @@ from api.http.body import check, read_object
 from api.http.routes import Routes
 from api.version import server_version
 from engine.errors import ModelError
-from engine.folder.weight_files import num_values, stored_dtype, weight_bytes
+from engine.folder.weight_files import num_values, stored_dtype, weight_bytes, weight_files
 from engine.memory import format_count
 from serving.errors import InvalidRequest, NotFound
 from serving.models.catalog import Entry
@@ -196,14 +196,14 @@ def _read_tag(entry: Entry, num_bytes: int | None) -> dict[str, Any]:
     """Blocking: reads the weights' headers. `num_bytes` in memory, else those on disk."""
     assert entry.recipe is not None
     path, family = entry.folder.path, entry.recipe.family
-    on_disk = weight_bytes(path)
+    on_disk, num_parameters = weight_bytes(path), num_values(path)
     modified = (path / "config.json").stat().st_mtime
     name = f"{entry.folder.name}:latest"
     details = {
-        "format": "safetensors" if any(path.glob("*.safetensors")) else "pytorch",
+        "format": "safetensors" if weight_files(path)[0].suffix == ".safetensors" else "pytorch",
         "family": family,
         "families": [family],
-        "parameter_size": format_count(num_values(path)),
+        "parameter_size": format_count(num_parameters),
         "quantization_level": stored_dtype(path),
     }
     digest = hashlib.sha256(f"{name} {on_disk} {modified}".encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Which text goes before an input: by prompt name, by input type, or an explicit instruction.
 
-Sources, first that has it: the request; the setting; config_sentence_transformers.json; what the
-family's authors publish. No torch here.
+The first source that has one wins: the request, the setting, config_sentence_transformers.json,
+what the family's authors publish. No torch here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INSTRUCT = re.compile(r"Instruct: ?(.*?)(\nQuery: ?)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """`by_name` as the model's files or the setting have it; `query` is the family's own."""
+    """`by_name` comes from the model's files or the setting; `query` is the family's own."""
 
     by_name: dict[str, str]
     default_name: str | None
@@ -45,10 +45,10 @@ class Prompts:
         input_type: str | None = None,
         instruction: str | None = None,
     ) -> str:
-        """The text before the input; "" for none. Raises BadPrompt naming what there is.
+        """The text before the input; "" for none. Raises BadPrompt naming the known ones.
 
-        An instruction goes before a prompt name, that before an input type; it is for queries, so
-        an input that is said to be a document takes none.
+        An instruction wins over a prompt name, and that over an input type. Instructions are for
+        queries, so an input of a document type takes none.
         """
         kind = (input_type or "").lower()
         self._check_type(kind)
@@ -76,7 +76,7 @@ class Prompts:
         return next((self.by_name[name] for name in names if self.by_name.get(name)), "")
 
     def _instruct(self, instruction: str) -> str:
-        """In the model's own frame, `Instruct: …\\nQuery:`, where it has one; else as it is."""
+        """In the model's own frame, `Instruct: …\\nQuery:`, if it has one; otherwise as it is."""
         frame = _INSTRUCT.fullmatch(self._first(*_QUERY) or self.query)
         if frame is None or _INSTRUCT.match(instruction):
             return instruction
@@ -84,7 +84,7 @@ class Prompts:
 
 
 def read_prompts(folder: Path, family: str, setting: dict[str, str] | None) -> Prompts:
-    """Raises ModelError when the file is no JSON object of texts."""
+    """Raises ModelError when the file is not a JSON object of texts."""
     path = folder / _FILE
     stored: dict[str, object] = {}
     if path.is_file():

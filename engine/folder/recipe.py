@@ -1,7 +1,7 @@
-"""What a model's folder says of how it must be served, read from its JSON files alone.
+"""How a model must be served, as its folder's JSON files alone say.
 
 Every decision carries the file or the rule that made it. Reads no weights and imports no torch, so
-that a whole folder of models can be listed at once. A folder that would be served wrong is refused.
+a whole folder of models can be listed at once. A folder that would be served wrong is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HEADS: dict[Output, str] = {"sparse": "sparse_linear.pt", "colbert": "colbert_l
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Settings that go before the folder's own files. None means: the folder's."""
+    """Settings that override the folder's own files. None means that the folder decides."""
 
     pooling: PoolingMode | None = None
     max_length: int | None = None

@@ -1,7 +1,7 @@
 """The files that sentence-transformers keeps beside a backbone: modules.json, 1_Pooling, 2_Dense, …
 
-Read as both its older and its newer versions write them. What is unknown is refused: a guess would
-answer wrong vectors. No torch here.
+Both the older and the newer versions' files are understood. What is unknown is refused, because a
+guess would give wrong vectors. No torch here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Module:
 
 
 def read_object(path: Path, missing_ok: bool = False) -> dict[str, Any]:
-    """A JSON object; empty when it may be missing and is. Raises ModelError."""
+    """A JSON object; empty when the file is missing and may be. Raises ModelError."""
     if missing_ok and not path.is_file():
         return {}
     try:
@@ -97,7 +97,7 @@ def read_pooling(
 
 
 def _read_modes(path: Path, stored: dict[str, Any]) -> tuple[PoolingMode, ...]:
-    """Raises ModelError for a mode that is not known: a guess would answer wrong vectors."""
+    """Raises ModelError for an unknown mode."""
     named = stored.get("pooling_mode")  # newer sentence-transformers write names
     if named is None:
         switches = [
@@ -114,7 +114,7 @@ def _read_modes(path: Path, stored: dict[str, Any]) -> tuple[PoolingMode, ...]:
 
 
 def modules_after_pooling(folder: Path, listed: list[tuple[str, Path]]) -> list[Module]:
-    """What changes a pooled vector, in order. A Normalize at the end is left to the answer."""
+    """What changes a pooled vector, in order, but for a Normalize at the end."""
     modules: list[Module] = []
     for kind, path in listed:
         if kind in ("Transformer", "Pooling", "Dropout"):

@@ -21,7 +21,7 @@ _HOW_TO_GET_ONE = "run ./download-model.sh to fetch bge-m3"
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model's name and folder; `is_stand_in` when it only stands in for the user's own."""
+    """A model's name and folder; `is_stand_in` where it only replaces the user's own."""
 
     name: str
     path: Path
@@ -29,8 +29,8 @@ class ModelFolder:
 
 
 def find_models(wanted: list[str], models_dir: Path) -> list[ModelFolder]:
-    """The folders to load at start, the default first. Raises ModelError that says what was looked
-    for and what there is."""
+    """The folders to load at start, the default first. Raises ModelError naming what was looked for
+    and what was found."""
     found: dict[Path, ModelFolder] = {}
     for name in wanted:
         folder = _find(name, models_dir)
@@ -43,10 +43,10 @@ def find_models(wanted: list[str], models_dir: Path) -> list[ModelFolder]:
 
 
 def default_models(models_dir: Path) -> list[ModelFolder]:
-    """What may be served where none is named, the best choice first, never none: bge-m3, then
-    embedders, then rerankers, by name; the stand-in where the folder is empty.
+    """What may be served when no model is named, the best first: bge-m3, then embedders, then
+    rerankers, by name; the stand-in where the folder is empty. Never an empty list.
 
-    Raises ModelError that names the reasons when there are folders and none can be served.
+    Raises ModelError with the reasons when there are folders but none can be served.
     """
     there = list_models(models_dir)
     if not there:
@@ -108,7 +108,7 @@ def _need_stand_in(models_dir: Path) -> ModelFolder:
 
 
 def _folders(models_dir: Path) -> list[Path]:
-    """Hidden ones are no models: an unfinished download lives in one."""
+    """Without hidden ones, where unfinished downloads are kept."""
     try:
         names = os.listdir(models_dir)
     except (FileNotFoundError, NotADirectoryError):
@@ -119,7 +119,7 @@ def _folders(models_dir: Path) -> list[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    """False for one that may not be read, such as lost+found; Path.is_file would raise."""
+    """False for one that cannot be read, such as lost+found; Path.is_file would raise."""
     return os.path.isfile(folder / "config.json")
 
 

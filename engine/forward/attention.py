@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Bounds:
-    """How a row is cut: runs of segments, one run after the other."""
+    """How a row is divided into sequences: runs of segments, one after the other."""
 
     runs: tuple[Run, ...]
 
@@ -74,7 +74,7 @@ class Bounds:
 
     @functools.cached_property
     def plain_runs(self) -> tuple[Run, ...]:
-        """The same with runs cut to single segments where a batch gains nothing."""
+        """The same, with runs cut into single segments where a batch gains nothing."""
         runs: list[Run] = []
         for run in self.runs:
             short = run.length <= _MAX_BATCHED_LENGTH and run.num_keys <= _MAX_BATCHED_KEYS
@@ -172,8 +172,7 @@ def _attend_plain(
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float) -> Tensor:
     """One run behind a long path, causal; shapes as for `_attend_plain`. Memory grows with S."""
-    k, v = _repeat(q, k, v)
-    q, k, v = (_batch(t, run.count) for t in (q, k, v))
+    q, k, v = _batched(q, k, v, run.count)
     num_before = k.shape[2] - run.length
     blocks = []
     for start in range(0, run.length, _BLOCK):
@@ -191,30 +190,23 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, run: Run, scale: float, causa
     The kernel's causal mask wants as many queries as keys: a path no longer than its segments gets
     queries of zeros, which costs less than the mask that `_attend_blocks` gives the kernel.
     """
-    k, v = _repeat(q, k, v)
-    q, k, v = (_batch(t, run.count) for t in (q, k, v))  # [n, h, L, d], two of [n, h, S, d]
+    q, k, v = _batched(q, k, v, run.count)
     num_before = k.shape[2] - run.length
     q = F.pad(q, (0, 0, num_before, 0)) if num_before else q
     out = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)
     return out[:, :, num_before:].transpose(0, 1).flatten(1, 2)
 
 
-def _repeat(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values once for every query head."""
-    num_groups = q.shape[0] // k.shape[0]
-    if num_groups == 1:
-        return k, v
-    # expanded by hand: `enable_gqa` falls to the slow kernel on a CPU
-    return k.repeat_interleave(num_groups, dim=0), v.repeat_interleave(num_groups, dim=0)
-
-
-def _batch(rows: Tensor, count: int) -> Tensor:
-    """`[heads, n*L, d]` -> `[n, heads, L, d]`"""
-    return rows.reshape(rows.shape[0], count, -1, rows.shape[2]).transpose(0, 1)
+def _batched(q: Tensor, k: Tensor, v: Tensor, count: int) -> list[Tensor]:
+    """`[n, heads, L, d]` and two of `[n, heads, S, d]`: keys and values once a query head."""
+    if (num_groups := q.shape[0] // k.shape[0]) > 1:
+        # expanded by hand: `enable_gqa` falls to the slow kernel on a CPU
+        k, v = (t.repeat_interleave(num_groups, dim=0) for t in (k, v))
+    return [t.reshape(t.shape[0], count, -1, t.shape[2]).transpose(0, 1) for t in (q, k, v)]
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """Bounds say everything that a mask would."""
+    """The bounds say all that a mask would."""
 
 
 def register() -> None:

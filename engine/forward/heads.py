@@ -93,8 +93,8 @@ def load_modules(recipe: Recipe, device: str) -> nn.Sequential:
 
 
 def check_widths(recipe: Recipe, modules: nn.Sequential, heads: M3Heads, hidden_size: int) -> None:
-    """Raises ModelError where a module or a head does not fit what it reads, or gives another
-    width than its config says."""
+    """Raises ModelError where a module or a head does not fit its input, or its output is not as
+    wide as the config says."""
     for name, head in heads.named_children():
         if isinstance(head, nn.Linear) and head.in_features != hidden_size:
             width = head.in_features
@@ -120,7 +120,7 @@ def _layer_norm(module: Module) -> nn.LayerNorm:
 
 
 class M3Heads(nn.Module):
-    """bge-m3's `sparse_linear` (H -> 1) and `colbert_linear` (H -> H), each where it is there."""
+    """bge-m3's `sparse_linear` (H -> 1) and `colbert_linear` (H -> H), if the folder has them."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()

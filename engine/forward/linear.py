@@ -4,8 +4,8 @@
 faster at 1,024 tokens and 1.2 to 1.8 times faster at 16, where a person's query lives
 (bench/results/kernels.json).
 The prepacked copy replaces the original, whose memory-mapped pages the kernel can then drop.
-Only float32, and only where PyTorch's own inference ops (the ones inductor emits) exist and agree
-with `F.linear`; anything else keeps its plain layers. Must not know attention, batching or families
+It needs float32, and PyTorch's own inference ops (the ones that inductor emits) that agree with
+`F.linear`; everything else keeps its plain layers. Must not know attention, batching or families
 beyond the module that BERT-like feed-forwards are made of.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_TYPICAL_TOKENS = 1024  # the batch that the blocked layout is chosen for; any other works
+_TYPICAL_TOKENS = 1024  # the blocked layout is chosen for this many; any number works
 _TOLERANCE = 1e-4
 
 
@@ -40,7 +40,7 @@ class PrepackedLinear(nn.Module):
 
 
 class InPlaceGelu(nn.Module):
-    """Exact GELU that overwrites its input, a linear layer's output that nobody else holds."""
+    """Exact GELU that overwrites its input, a linear layer's output that nothing else uses."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.aten.gelu_.default(x)

@@ -1,8 +1,7 @@
-"""A query and a document as one sequence, the way each kind of reranker was trained to see them.
+"""A query and a document as one sequence, in the form on which each kind of reranker was trained.
 
-The document is cut, at the end that the limits name, where the pair is too long; the query stays
-whole if it can. Runs on the
-tokenizer thread. Must not know tensors, batching or HTTP.
+Where the pair is too long, the document is cut at the end that the limits name, and the query stays
+whole if it can. Shares the tokenizer and its lock. Must not know tensors, batching or HTTP.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from engine.errors import BadPrompt, TextTooLong
 from engine.text.tokenizing import Tokenizer
 from engine.text.tokens import PairLimits, Side, Tokens
 
-# A query that alone fills the model leaves this share to its document (FlagEmbedding's rule).
+# A query that fills the model by itself leaves this share to its document (FlagEmbedding's rule).
 _DOCUMENT_SHARE = 0.25
 
 # Qwen3-Reranker's prompt, from its model card. Source: huggingface.co/Qwen/Qwen3-Reranker-0.6B
@@ -158,10 +157,10 @@ def _document(text: str) -> str:
 
 
 def _has_own_prefix(query: str) -> bool:
-    """A chat template, but not the published one, which is cut off and added as tokens."""
+    """A chat template other than the published one, which is cut off and added as tokens."""
     return query.startswith("<|im_start|>") and not query.startswith(QWEN3_PREFIX)
 
 
 def _has_own_suffix(document: str) -> bool:
-    """The answer's turn at the very end; a text that only speaks of it is a document like any."""
+    """The answer's turn at the very end; a text that only mentions it is an ordinary document."""
     return _OWN_SUFFIX.search(document) is not None and not document.endswith(QWEN3_SUFFIX)

@@ -1,8 +1,9 @@
-"""Texts to token ids, exactly as the model was trained: its own fast tokenizer.
+"""Texts to token ids by the model's own fast tokenizer, exactly as the model was trained.
 
-Truncation and padding stored inside tokenizer.json are switched off (some published files pad every
-text to 128); truncation here keeps one end of the text and the special tokens. One thread owns a
-Tokenizer: it is not safe for two. Must not know tensors, batching or HTTP.
+Truncation and padding stored in tokenizer.json are switched off, because some published files pad
+every text to 128 tokens. Truncation here keeps one end of the text and the special tokens. The
+tokenizer thread calls this, or the event loop for a short text; the caller holds a lock, because a
+Tokenizer is not safe for two threads at once. Must not know tensors, batching or HTTP.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from engine.errors import ModelError, NoTokens, TextTooLong
 from engine.folder.sentence_files import read_object
 from engine.text.tokens import Side, TextLimits, Token
 
-# A text longer than this many characters a token is tokenized from one end (its head, or its tail
-# where the left is cut off) that grows: 30 MB cut to 512 tokens then cost what 512 tokens cost.
+# A text with more characters than this for each token is tokenized from one end, which grows as
+# needed: the head, or the tail where the left is cut off. 30 MB then cost no more than 512 tokens.
 _END_CHARS_PER_TOKEN = 16
-_MAX_COUNTED_CHARS = 200_000  # a refused text's exact length is told up to here: some 50 ms
-_MAX_END_CHARS = 1_000_000  # no end grows further: the one tokenizer thread is everybody's
-_MARGIN_TOKENS = 64  # the words next to the cut may split otherwise; never use them
+_MAX_COUNTED_CHARS = 200_000  # up to here a refused text is counted exactly: some 50 ms
+_MAX_END_CHARS = 1_000_000  # no end grows further: all requests share the one tokenizer
+_MARGIN_TOKENS = 64  # words next to the cut may split differently, so they are not used
 
 _SPECIAL_NAMES = ("cls_token", "eos_token", "pad_token", "unk_token", "bos_token", "sep_token")
 
@@ -64,7 +65,7 @@ class Tokenizer:
         self._when_empty = next(iter(self.ids_of("eos_token", "pad_token")), 0)
 
     def ids_of(self, *names: str) -> list[int]:
-        """The ids of special tokens by their names in tokenizer_config.json; unknown ones lack."""
+        """The ids of special tokens by their names in tokenizer_config.json, if known."""
         contents = []
         for name in names:
             token = self._config.get(name)
@@ -73,18 +74,18 @@ class Tokenizer:
         return [int(token_id) for token_id in ids if token_id is not None]
 
     def special_ids(self) -> set[int]:
-        """Ids that stand for no text: start, end, padding, unknown."""
+        """The ids that stand for no text: start, end, padding, unknown."""
         return set(self.ids_of(*_SPECIAL_NAMES))
 
     def token_texts(self, token_ids: Iterable[int]) -> list[str]:
-        """What each token alone stands for; "" for an id that is none."""
+        """The text of each token alone; "" for an unknown id."""
         decode = self.backend.decode
         return [decode([token_id], skip_special_tokens=False) for token_id in token_ids]
 
     def encode(
         self, texts: Sequence[str], limits: TextLimits, first_index: int = 0
     ) -> list[Encoded]:
-        """Never without ids. `first_index` is added to a text's index in errors.
+        """No text is left without ids. `first_index` is added to a text's index in errors.
 
         Raises TextTooLong unless `limits.truncate`, NoTokens where no special token is added.
         """
@@ -118,13 +119,12 @@ class Tokenizer:
         return tokens or [self._special(self._when_empty)]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Ids that the tokenizer lacks stand for no text; none may be below 0."""
+        """Ids that the tokenizer does not know give no text; none may be negative."""
         text: str = self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def _encoded(self, texts: Sequence[str], add_special_tokens: bool) -> list[Any]:
-        """A batch is spread over the library's threads; to wake one costs more than a short text
-        takes."""
+        """The library spreads a batch over threads, and waking one costs more than a short text."""
         if len(texts) == 1:
             return [self.backend.encode(texts[0], add_special_tokens=add_special_tokens)]
         encodings: list[Any] = self.backend.encode_batch_fast(
@@ -150,13 +150,13 @@ class Tokenizer:
         ]
 
     def counts_whole(self, text: str, num_wanted: int) -> bool:
-        """Whether `content` without truncation is surely of the whole text."""
+        """Whether `content` without truncation is certain to cover the whole text."""
         return len(_end(text, num_wanted, False, "right")) == len(text)
 
     def _encode_long(self, text: str, num_chars: int, limits: TextLimits, index: int) -> Encoded:
         """One end's tokens with special ones around them, from as few characters as needed."""
         max_length, special = limits.max_length, limits.add_special_tokens
-        side: Side = limits.side if limits.truncate else "right"  # else nothing is cut off
+        side: Side = limits.side if limits.truncate else "right"  # otherwise nothing is cut off
         num_special = self.num_special if special else 0
         wanted = max(0, max_length - num_special)
         encoding, is_whole = self._content(text, num_chars, wanted, limits.truncate, side)
@@ -175,7 +175,7 @@ class Tokenizer:
     def _content(
         self, text: str, num_chars: int, num_wanted: int, truncate: bool, side: Side
     ) -> tuple[Any, bool]:
-        """And whether it is of the whole text."""
+        """The encoding, and whether it is of the whole text."""
         while True:
             end = _cut(text, num_chars, side)
             encoding = self.backend.encode(end, add_special_tokens=False)
@@ -183,7 +183,7 @@ class Tokenizer:
             if is_whole or len(encoding.ids) >= num_wanted + _MARGIN_TOKENS:
                 return encoding, is_whole
             if truncate and num_chars >= _MAX_END_CHARS:
-                # a megabyte of next to nothing: what it has is what the text gets
+                # a megabyte of almost nothing: its few tokens are all that the text gets
                 return encoding, False
             num_chars = min(4 * num_chars, _MAX_END_CHARS) if truncate else 4 * num_chars
 
@@ -196,7 +196,7 @@ class Tokenizer:
         return [*ids[: self._num_before_end(ids)], self._end_id]
 
     def _num_before_end(self, ids: list[int]) -> int:
-        """Tokens before the ends that a text has at its end; all where none is added."""
+        """Tokens before the end tokens that close `ids`; all of them where none is added."""
         length = len(ids)
         while self._end_id is not None and length and ids[length - 1] == self._end_id:
             length -= 1
@@ -230,7 +230,7 @@ def _end(text: str, max_length: int, truncate: bool, side: Side) -> str:
 
 
 def _cut(text: str, num_chars: int, side: Side) -> str:
-    """At most about `num_chars`, cut where a space ends a word if one is near.
+    """At most about `num_chars`, cut at a space if one is near.
 
     A tail begins with that space: to many tokenizers it belongs to the word behind it.
     """

@@ -24,7 +24,7 @@ class Tokens:
     """One sequence's token ids, special ones included, after truncation.
 
     `type_ids` tell a pair's two texts apart where the family wants that; None means all 0.
-    `num_prompt` leading tokens take no part in pooling. `outputs` are the outputs wanted of it.
+    `num_prompt` leading tokens take no part in pooling. `outputs` are those that are wanted.
     """
 
     ids: list[int]
@@ -33,8 +33,8 @@ class Tokens:
     outputs: tuple[str, ...] = ("dense",)
 
     def key(self) -> bytes:
-        """The same for sequences that have the same row, and for no others: 160 bits of a digest
-        of everything that the row depends on."""
+        """Equal for sequences that have equal rows, and for no others: a 160-bit digest of all that
+        the row depends on."""
         digest = hashlib.blake2b(array("q", self.ids).tobytes(), digest_size=20)
         rest = (self.num_prompt, self.outputs, self.type_ids)
         digest.update(repr(rest).encode())
@@ -43,8 +43,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token as `spell` shows it. `start` and `stop` count characters of the text, which has
-    `text` there; a special token is at no place in it, and its text is its own name."""
+    """One token as `spell` shows it. The text has `text` from character `start` to `stop`. A
+    special token has no place in it, and its text is its own name."""
 
     id: int
     text: str
@@ -77,7 +77,7 @@ class PairLimits:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, index: int) -> None:
-    """Raises BadTokenIds naming the first id that is not from 0 to `vocab_size` - 1."""
+    """Raises BadTokenIds naming the first id outside 0 to `vocab_size` - 1."""
     if ids and (min(ids) < 0 or max(ids) >= vocab_size):
         bad = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise BadTokenIds(index, bad, vocab_size)

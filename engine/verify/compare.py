@@ -78,7 +78,7 @@ class Check:
 
 
 def decisions(model: Model) -> dict[str, str]:
-    """How the model is served: what /health says of it, its query prompt, and where from."""
+    """How the model is served: what /health says of it, its query prompt, and the sources."""
     described = {key: str(value) for key, value in model.describe().items() if key != "model"}
     if not model.is_reranker:
         described["query_prompt"] = model.recipe.prompts.choose(input_type="query")
@@ -97,7 +97,7 @@ def record_answers(model: Model) -> Record:
         scores = [float(_scores(model, [pair])[0]) for pair in PAIRS]
         pairs = tuple(PairAnswer(*pair, score) for pair, score in zip(PAIRS, scores, strict=True))
         if not np.isfinite(scores).all():
-            raise ValueError("the model's scores are not finite numbers")
+            raise ValueError("the model's scores are not finite: NaN or infinity")
         return Record(model.name, decisions(model), pairs=pairs)
     assert _is_embedder(model)
     texts = []
@@ -105,7 +105,7 @@ def record_answers(model: Model) -> Record:
         asked = model.outputs if len(text) <= _MAX_TOKEN_VECTOR_CHARS else ("dense",)
         (outputs,) = _outputs(model, [(text, input_type, asked)])
         if not np.isfinite(outputs.dense).all():
-            raise ValueError("the model's vectors are not finite numbers")
+            raise ValueError("the model's vectors are not finite: NaN or infinity")
         texts.append(TextAnswer(text, input_type, outputs))
     return Record(model.name, decisions(model), texts=tuple(texts))
 
@@ -212,7 +212,7 @@ def _compare_outputs(what: str, expected: Outputs, got: Outputs, limits: Limits)
 
 
 def _compare_rows(what: str, expected: FloatArray, got: FloatArray | None, limit: float) -> Check:
-    """1 - cosine of the rows that are furthest apart."""
+    """1 - cosine of the two rows that are furthest apart."""
     if got is None or got.shape != expected.shape:
         shape = "no such output" if got is None else "x".join(map(str, got.shape))
         return Check(what, "x".join(map(str, expected.shape)), shape, np.inf, limit)

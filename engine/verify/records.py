@@ -207,5 +207,5 @@ def _numbers(values: Any, where: str, num_axes: int) -> FloatArray:
     if array.ndim != num_axes and array.size:
         raise BadRecord(f"{where}: must be a list of {'numbers' if num_axes == 1 else 'rows'}")
     if not np.isfinite(array).all():
-        raise BadRecord(f"{where}: holds what is no finite number")
+        raise BadRecord(f"{where}: holds NaN or infinity")
     return array

@@ -154,6 +154,17 @@ def test_image_has_every_module_that_the_project_ships(monkeypatch: pytest.Monke
     assert wanted <= copied_paths()
 
 
+def test_every_folder_of_code_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    read_toml = importlib.import_module("image_requirements").read_toml
+    shipped = read_toml(ROOT / "pyproject.toml")["tool"]["setuptools"]["packages"]
+    rooms = ("api", "batcher", "cli", "engine", "serving")
+    there = [
+        path.parent.relative_to(ROOT) for r in rooms for path in (ROOT / r).rglob("__init__.py")
+    ]
+    assert sorted(shipped) == sorted(folder.as_posix().replace("/", ".") for folder in there)
+
+
 def health_checks(services: dict[str, Any]) -> list[list[str]]:
     lines = dockerfile_lines()
     [of_image] = [line for line in lines if line.startswith("HEALTHCHECK")]

@@ -62,6 +62,17 @@ def test_a_head_that_raises_is_refused(
         load_reranker("m", tiny_folder(CAUSAL), CPU, LoadOptions())
 
 
+def test_too_little_memory_for_the_check_is_no_fault_of_the_head(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(hidden: Hidden) -> Tensor:
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(heads, "yes_no", lambda rows: allocate)
+    with pytest.raises(MemoryError):
+        load_reranker("m", tiny_folder(CAUSAL), CPU, LoadOptions())
+
+
 @pytest.mark.parametrize("name", [*CROSS_ENCODERS, CAUSAL])
 def test_a_reranker_is_served_padded_where_only_that_gives_its_scores(
     tiny_folder: Folders,

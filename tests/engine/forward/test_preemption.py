@@ -52,7 +52,7 @@ def test_a_batch_can_be_preempted_within_every_layer(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", EMBEDDERS)
-def test_what_runs_at_pauses_changes_no_bit(load_tiny: Embedders, name: str, layout: str) -> None:
+def test_what_preempts_a_batch_changes_no_bit(load_tiny: Embedders, name: str, layout: str) -> None:
     model, other = load_tiny(name, layout=layout), load_tiny("tiny-bert")
     batch, nested = embedder_batch(model), embedder_batch(model, 2)[:2]
     foreign = embedder_batch(other, 3)[:1]
@@ -69,7 +69,7 @@ def test_what_runs_at_pauses_changes_no_bit(load_tiny: Embedders, name: str, lay
 
 
 @pytest.mark.parametrize("name", ["tiny-bge-reranker", "tiny-qwen3-reranker"])
-def test_a_query_inside_a_rerank_step_changes_no_bit_of_either(
+def test_a_query_inside_a_rerank_batch_changes_no_bit_of_either(
     load_tiny: Embedders, load_tiny_reranker: Rerankers, name: str
 ) -> None:
     reranker: RerankingModel = load_tiny_reranker(name)
@@ -96,7 +96,7 @@ def test_a_query_inside_a_rerank_step_changes_no_bit_of_either(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seeds=st.lists(st.integers(0, 3), max_size=4), layout=st.sampled_from(LAYOUTS))
-def test_any_order_of_nested_steps_changes_no_bit(
+def test_any_order_of_nested_batches_changes_no_bit(
     load_tiny: Embedders, seeds: list[int], layout: str
 ) -> None:
     model = load_tiny("tiny-qwen3", layout=layout)

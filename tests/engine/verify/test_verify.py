@@ -321,7 +321,7 @@ def _texts(**changes: Any) -> dict[str, Any]:
         (_texts(dense="1 2"), "texts[1].dense: must be a list"),
         (_texts(dense=[1.0, "b"]), "texts[1].dense: must hold numbers"),
         (_texts(dense=[[1.0]]), "texts[1].dense: must be a list of numbers"),
-        (_texts(dense=[math.nan]), "texts[1].dense: holds what is no finite number"),
+        (_texts(dense=[math.nan]), "texts[1].dense: holds NaN or infinity"),
         (_texts(sparse={"token_ids": [1]}), "texts[1].sparse.weights: is missing"),
         (_texts(sparse={"token_ids": [1], "weights": []}), "texts[1].sparse: 1 token_ids and 0"),
         (_texts(colbert=[1.0]), "texts[1].colbert: must be a list of rows"),
