@@ -81,9 +81,12 @@ async def _fail(error: CannotStart) -> None:
 
 
 def _stop_if_failed(task: asyncio.Task[None], stop: Callable[[int], None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, CannotStart):
         log.error("cannot start: %s", error)
         stop(1)
+    elif error is not None:  # it serves, and could not say what else there is
+        log.error("the report at start failed", exc_info=error)
 
 
 def all_routes() -> list[Routes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from serving.scoring import ScoreRequest, score
 from serving.server import Server
 
 T = TypeVar("T")
+_END_S = 1.0  # for calls that wait while the server closes
 _NO_WEIGHT = {"dense": 0.0, "sparse": 0.0, "colbert": 0.0}
 
 
@@ -150,7 +152,8 @@ class LocalServer:
         try:
             self._run(self._server.__aenter__())
         except BaseException:
-            self._stop()
+            self._loop = None
+            self._stop(loop)
             raise
         return self
 
@@ -164,9 +167,20 @@ class LocalServer:
 
     def close(self) -> None:
         """What is still open fails. Twice is harmless."""
-        if self._loop is not None:
-            self._run(self._server.close())
-            self._stop()
+        loop, self._loop = self._loop, None  # nobody else comes in
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result()
+            self._stop(loop)
+
+    async def _end(self) -> None:
+        """Close, and let every call that still waits, on whatever thread, have its error."""
+        await self._server.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        if calls:
+            _, late = await asyncio.wait(calls, timeout=_END_S)
+            for call in late:
+                call.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def embed(self, texts: str | Sequence[str], **options: Any) -> Any:
         """float32 `[n, dim]`; options, answers and errors are AsyncLocalServer.embed's."""
@@ -183,11 +197,12 @@ class LocalServer:
         if loop is None:
             work.close()
             raise Unavailable("the server is not running: use it in a with block")
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+        except CancelledError:
+            raise Unavailable("the server is shutting down") from None
 
-    def _stop(self) -> None:
-        loop, self._loop = self._loop, None
-        assert loop is not None
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         assert self._thread is not None
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()

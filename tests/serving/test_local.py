@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batcher.worker import WorkerClosed
 from engine.errors import TextTooLong
 from serving import local
-from serving.errors import InvalidRequest, NotFound, Overloaded, TooLate, Unavailable
+from serving.errors import InvalidRequest, NotFound, NotReady, Overloaded, TooLate, Unavailable
 from serving.local import AsyncLocalServer, LocalServer
 from serving.server import CannotStart, Server
 from settings import Settings
@@ -169,7 +170,33 @@ def test_it_closes_when_the_block_raises_and_twice(options: dict[str, object]) -
     server.close()
     with pytest.raises(Unavailable, match="not running"):
         server.embed("a")
-    assert not [t for t in threading.enumerate() if t.name in ("local-server", "worker", "worker")]
+    assert not [t for t in threading.enumerate() if t.name in ("local-server", "worker")]
+
+
+def test_whoever_still_waits_is_told_when_it_closes(
+    options: dict[str, object], fake: FakeEngine
+) -> None:
+    told: list[Exception] = []
+
+    def ask(text: str) -> None:
+        try:
+            server.embed(text)
+        except Exception as error:
+            told.append(error)
+
+    with LocalServer(**options) as server:  # type: ignore[arg-type]
+        fake.may_run.clear()
+        fake.is_running.clear()
+        callers = [threading.Thread(target=ask, args=(text,)) for text in ("a", "b", "c")]
+        for caller in callers:
+            caller.start()
+        assert fake.is_running.wait(60)
+    for caller in callers:
+        caller.join(60)
+        assert not caller.is_alive()
+    fake.may_run.set()
+    assert {type(error) for error in told} <= {WorkerClosed, NotReady, Unavailable}
+    assert len(told) == 3
 
 
 def test_what_cannot_start_says_why(options: dict[str, object]) -> None:
