@@ -258,6 +258,7 @@ def test_any_schedule_leaves_nothing_behind_and_mixes_nothing_up(
     for what, payloads in script:
         if what == "add":
             jobs.append(Job("m", payloads, [1] * len(payloads), keys=payloads))
+            jobs[-1].rows, jobs[-1].num_missing = [None] * len(payloads), len(payloads)
             coalescer.add(jobs[-1])
         elif what == "cancel":
             for job in [job for job in jobs if not job.ended][:1]:
