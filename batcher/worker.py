@@ -27,10 +27,6 @@ from batcher.scheduler import Batch, Scheduler
 
 log = logging.getLogger("embedding.worker")
 
-# Measured with bge-small on a CPU, 2,048 tokens are 4 % faster than 1,024, and more gain nothing
-# (bench/results/batch-tokens-bge-small.json).
-DEFAULT_BATCH_TOKENS = 2048
-
 OnBatch = Callable[[Batch, float, bool], None]  # the batch, its seconds, whether it gave rows
 
 
