@@ -16,7 +16,7 @@ from bench.random_models import SHAPES, build
 from bench.simulated_worker import CostModel
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.model import EmbeddingModel
 from engine.text.tokens import TextLimits, Tokens
 

@@ -31,7 +31,7 @@ from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import Device
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.text.tokens import TextLimits
 
 MODELS = Path("bench/models")

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from bench import measure
 from engine.cpus import count_cpus
-from engine.forward.attention import Bounds, unpadded_attention
+from engine.forward.attention import attend
 from engine.forward.linear import PrepackedLinear
+from engine.forward.plan import Bounds, Heads
 
 _LINEAR = [(16, 384, 1536), (16, 1024, 4096), (128, 1024, 4096), (1024, 384, 1536)]
 _CAUSAL = [(1, 12), (1, 100), (1, 170), (1, 256), (20, 32), (60, 12)]  # count, length
@@ -52,32 +53,26 @@ def linear_ratio(tokens: int, columns: int, rows: int, rounds: int) -> float:
 
 
 def attention_ratio(count: int, length: int, heads: int, dim: int, rounds: int) -> float:
-    q, k, v = (torch.randn(1, count * length, heads, dim).transpose(1, 2) for _ in range(3))
-    module = nn.Module()
-    bounds = Bounds.of([length] * count)
-    q_n, k_n, v_n = (t.reshape(heads, count, length, dim).transpose(0, 1) for t in (q, k, v))
+    row = torch.randn(count * length, 3 * heads, dim)
+    q, k, v = (torch.randn(count, heads, length, dim) for _ in range(3))
     return compare(
-        lambda: unpadded_attention(module, q, k, v, None, sequence_bounds=bounds),
-        lambda: functional.scaled_dot_product_attention(q_n, k_n, v_n).transpose(1, 2).contiguous(),
+        _ours(row, Bounds((length,) * count), Heads(heads, heads)),
+        lambda: functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous(),
         rounds,
     )
 
 
 def causal_ratio(count: int, length: int, rounds: int) -> float:
     """Grouped-query attention of whole sequences."""
-    q, k, v = _qwen3_rows(count * length)
-    bounds = Bounds.of([length] * count)
     usual = _fused_causal(*_qwen3_rows(count * length), count)
-    return compare(lambda: _ours(q, k, v, bounds), usual, rounds)
+    return compare(_ours_causal(Bounds((length,) * count)), usual, rounds)
 
 
 def behind_ratio(count: int, path: int, length: int, rounds: int) -> float:
     """A beginning once and its continuations, against all sequences whole."""
-    q, k, v = _qwen3_rows(path + count * length)
-    before = ((0, path),)
-    bounds = Bounds.of([path] + [length] * count, [(), *[before] * count])
+    bounds = Bounds((path, *(length,) * count), ((), *(((0, path),),) * count))
     usual = _fused_causal(*_qwen3_rows(count * (path + length)), count)
-    return compare(lambda: _ours(q, k, v, bounds), usual, rounds)
+    return compare(_ours_causal(bounds), usual, rounds)
 
 
 def _qwen3_rows(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,8 +81,14 @@ def _qwen3_rows(num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def _ours(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds) -> object:
-    return unpadded_attention(nn.Module(), q, k, v, None, sequence_bounds=bounds, is_causal=True)
+def _ours_causal(bounds: Bounds) -> Callable[[], object]:
+    heads = Heads(*_QWEN3_HEADS[:2], causal=True)
+    return _ours(torch.randn(sum(bounds.lengths), heads.stride, _QWEN3_HEADS[2]), bounds, heads)
+
+
+def _ours(row: Tensor, bounds: Bounds, heads: Heads) -> Callable[[], object]:
+    """The plan is made once, as for all layers of a batch."""
+    return lambda: attend(row, bounds, heads)
 
 
 def _fused_causal(q: Tensor, k: Tensor, v: Tensor, count: int) -> Callable[[], object]:

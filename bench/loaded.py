@@ -6,7 +6,8 @@ from pathlib import Path
 
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.loading import LoadOptions, load_model
+from engine.fitting import LoadOptions
+from engine.loading import load_model
 from engine.model import EmbeddingModel, RerankingModel
 
 

@@ -26,7 +26,7 @@ from bench.loaded import load_embedder
 from bench.random_models import SHAPES, build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.text.tokens import TextLimits
 
 

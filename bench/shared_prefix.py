@@ -28,7 +28,7 @@ from bench.loaded import load_reranker
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.model import RerankingModel
 from engine.text.tokens import Tokens
 

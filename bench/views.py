@@ -22,7 +22,7 @@ from bench.loaded import load_embedder
 from bench.random_models import build
 from engine.cpus import count_cpus
 from engine.devices import CPU
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.model import EmbeddingModel
 from engine.outputs import Outputs, dense_rows
 from engine.text.tokens import TextLimits

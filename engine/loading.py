@@ -7,21 +7,19 @@ folder (no pickle, no remote code). Must not know HTTP or batching.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from engine import selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.folder.recipe import Overrides, Recipe, read_recipe
-from engine.forward import heads, linear
-from engine.forward.backbone import Backbone, padded_hidden
+from engine.fitting import DTYPES, LoadOptions, dtype_of, fits
+from engine.folder.recipe import Recipe, read_recipe
+from engine.forward import heads
 from engine.model import EmbeddingModel, RerankingModel
 from engine.text.pairs import CrossPairs, Qwen3Pairs
 from engine.text.tokenizing import Tokenizer
@@ -29,18 +27,7 @@ from engine.text.tokens import Tokens
 
 log = logging.getLogger("embedding.engine")
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QWEN3_END = "<|endoftext|>"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """The settings that shape a model. "auto" means the device's own default."""
-
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    layout: Literal["auto", "unpadded", "padded"] = "auto"
-    linear: Literal["auto", "prepacked", "plain"] = "auto"
-    overrides: Overrides = field(default_factory=Overrides)
 
 
 def load_model(
@@ -57,7 +44,6 @@ def load_model(
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # an odd file
         raise ModelError(f"{folder}: {type(error).__name__}: {error}") from error
-    model.add_preemption_points()
     _log_decisions(model)
     return model
 
@@ -69,12 +55,16 @@ def _load_embedder(
     tokenizer = Tokenizer(recipe.folder, lower_case=recipe.lower_case, ends_with=ends_with)
     modules = heads.load_modules(recipe, device.name)
     m3_heads = heads.M3Heads(recipe).to(device.name)
-    model = _load_weights(AutoModel, recipe.folder, _dtype(device, options)).to(device.name)
-    heads.check_widths(recipe, modules, m3_heads, int(model.config.hidden_size))
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # BERT's next-sentence head: never part of an embedding
-    backbone = _make_fast(model, recipe, device, options)
-    return EmbeddingModel(name, recipe, backbone, tokenizer, modules, m3_heads)
+
+    def load(dtype: torch.dtype) -> Any:
+        model = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
+        heads.check_widths(recipe, modules, m3_heads, int(model.config.hidden_size))
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # BERT's next-sentence head: never part of an embedding
+        return model
+
+    fitted = next(fits(load, recipe, device, options, ()))
+    return EmbeddingModel(name, recipe, fitted.backbone, tokenizer, modules, m3_heads)
 
 
 def _load_reranker(
@@ -83,36 +73,35 @@ def _load_reranker(
     tokenizer = Tokenizer(recipe.folder, lower_case=recipe.lower_case)
     pairs = Qwen3Pairs(tokenizer) if recipe.family == "qwen3" else CrossPairs(tokenizer)
     sample = selfcheck.sample_pairs(pairs, recipe.max_length)
-    dtype = _dtype(device, options)
-    if recipe.kind == "causal reranker":
-        base = _load_weights(AutoModel, recipe.folder, dtype).to(device.name)
-        rows = heads.yes_no_rows(recipe, base, recipe.yes_no or _yes_no(recipe, tokenizer))
-        wanted = selfcheck.stock_yes_no(base, rows, sample)
-        head = heads.yes_no(rows)
-    else:
-        whole = _load_weights(AutoModelForSequenceClassification, recipe.folder, dtype)
-        base = whole.to(device.name).base_model
-        wanted = selfcheck.stock_logits(whole, sample)
-        head = heads.classifier(whole)
-    backbone = _make_fast(base, recipe, device, options)
-    model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
-    reason = _check_scores(model, sample, wanted, dtype)
-    if reason and backbone.layout == "unpadded":
-        log.warning("serving model %s padded: %s", name, reason)
-        base.set_attn_implementation(selfcheck.STOCK_ATTENTION)
-        backbone = replace(backbone, layout="padded", shares_prefixes=False)
-        model = RerankingModel(name, recipe, backbone, tokenizer, pairs, head)
-        reason = _check_scores(model, sample, wanted, dtype)
-    if reason:
-        raise ModelError(f"{recipe.folder}: {reason}")
-    return model
+    is_causal = recipe.kind == "causal reranker"
+    kind = AutoModel if is_causal else AutoModelForSequenceClassification
+    yes_no = recipe.yes_no or _yes_no(recipe, tokenizer) if is_causal else None
+
+    def load(dtype: torch.dtype) -> Any:
+        return _load_weights(kind, recipe.folder, dtype).to(device.name)
+
+    reason = ""
+    for fitted in fits(load, recipe, device, options, sample):
+        if reason:
+            log.warning("model %s is served %s: %s", name, fitted.backbone.layout, reason)
+        if yes_no is None:
+            assert fitted.stock.logits is not None
+            head = heads.classifier(fitted.whole)
+            wanted = fitted.stock.logits[-len(sample) :, 0]
+        else:
+            rows = heads.yes_no_rows(recipe, fitted.whole, fitted.backbone.words, yes_no)
+            head = heads.yes_no(rows)
+            wanted = fitted.stock.hidden.last()[-len(sample) :].float() @ (rows[0] - rows[1])
+        model = RerankingModel(name, recipe, fitted.backbone, tokenizer, pairs, head)
+        reason = _check_scores(model, sample, wanted.tolist())
+        if not reason:
+            return model
+    raise ModelError(f"{recipe.folder}: {reason}")
 
 
-def _check_scores(
-    model: RerankingModel, sample: list[Tokens], wanted: list[float], dtype: torch.dtype
-) -> str:
+def _check_scores(model: RerankingModel, sample: list[Tokens], wanted: list[float]) -> str:
     try:
-        return selfcheck.check_scores(model, sample, wanted, dtype)
+        return selfcheck.check_scores(model, sample, wanted, model.dtype)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -121,16 +110,12 @@ def _check_scores(
 
 def bytes_per_value(device: Device, options: LoadOptions) -> int:
     """Of weights in memory."""
-    return torch.tensor([], dtype=_dtype(device, options)).element_size()
+    return DTYPES[dtype_of(device, options)].itemsize
 
 
 def set_threads(num_threads: int) -> None:
     """Compute threads of products that the calling thread starts."""
     torch.set_num_threads(num_threads)
-
-
-def _dtype(device: Device, options: LoadOptions) -> torch.dtype:
-    return _DTYPES[device.dtype if options.dtype == "auto" else options.dtype]
 
 
 def _yes_no(recipe: Recipe, tokenizer: Tokenizer) -> tuple[int, int]:
@@ -176,58 +161,6 @@ def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
         what = f"lack {missing[0]}" if missing else f"do not fit the config: {mismatched[0]}"
         more = len(missing) + len(mismatched) - 1
         raise ModelError(f"{folder}: the weights {what}" + (f" and {more} more" if more else ""))
-
-
-def _make_fast(model: Any, recipe: Recipe, device: Device, options: LoadOptions) -> Backbone:
-    """Choose layout and linear layers; each is kept only if it gives the model's own answer."""
-    is_causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
-    wanted_layout = device.layout if options.layout == "auto" else options.layout
-    shares = is_causal and wanted_layout == "unpadded"
-    with torch.inference_mode():
-        sequences = selfcheck.sample_sequences(
-            model.config.vocab_size, recipe.max_length, share_prefixes=shares
-        )
-        wanted = selfcheck.stock_hidden(model, sequences)
-        linear_kind = _prepack_linears(model, device, options, sequences, wanted)
-        if wanted_layout == "padded":
-            return Backbone(model, "padded", linear_kind, False)
-        reason = _sliding_window(model.config)
-        if shares and not reason:
-            unshared = selfcheck.check_unpadded(model, sequences, wanted, share_prefixes=True)
-            if not unshared:
-                return Backbone(model, "unpadded", linear_kind, True)
-            log.warning("prefixes are not shared: %s", unshared)
-        reason = reason or selfcheck.check_unpadded(model, sequences, wanted)
-    if not reason:
-        return Backbone(model, "unpadded", linear_kind, False)
-    log.warning("the unpadded layout does not fit this model, serving it padded: %s", reason)
-    model.set_attn_implementation(selfcheck.STOCK_ATTENTION)
-    return Backbone(model, "padded", linear_kind, False)
-
-
-def _prepack_linears(
-    model: Any, device: Device, options: LoadOptions, sequences: list[Tokens], wanted: Tensor
-) -> Literal["prepacked", "plain"]:
-    """Prepacked only if the stock forward over prepacked layers still gives `wanted`."""
-    if options.linear == "plain" or device.kind != "cpu" or model.dtype != torch.float32:
-        return "plain"
-    reason = linear.can_prepack()
-    if not reason:
-        replaced = linear.prepack_linears(model)
-        reason = selfcheck.difference(padded_hidden, model, sequences, wanted)
-        if not reason:
-            return "prepacked"
-        linear.restore(replaced)
-    log.warning("linear layers stay plain: %s", reason)
-    return "plain"
-
-
-def _sliding_window(config: Any) -> str:
-    """Families name it in two ways; the attention itself refuses any other."""
-    layers = getattr(config, "layer_types", None)
-    if layers is None:
-        return "it has a sliding window" if getattr(config, "sliding_window", None) else ""
-    return "it has layers with a sliding window" if "sliding_attention" in layers else ""
 
 
 def _log_decisions(model: EmbeddingModel | RerankingModel) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,6 +54,25 @@ def release(device_kind: str = "cpu") -> None:
     except (AttributeError, OSError, TypeError):  # another C library, another system
         return
     trim(0)
+
+
+def drop_pages(spans: Iterable[tuple[int, int]], root: Path = Path("/")) -> None:
+    """Let go of the pages of mapped files in spans of memory, each an address and bytes.
+
+    They are read again from the file when they are used. Memory that is no file's stays.
+    """
+    files = []
+    for line in read_text(root / "proc/self/maps").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith("/"):
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            files.append((start, end))
+    for address, size in spans:
+        first, last = -(-address // mmap.PAGESIZE), (address + size) // mmap.PAGESIZE
+        start, end = first * mmap.PAGESIZE, last * mmap.PAGESIZE
+        if end > start and any(low <= start and end <= high for low, high in files):
+            advise = ctypes.CDLL(None).madvise
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def format_bytes(num_bytes: int) -> str:

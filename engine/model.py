@@ -7,7 +7,6 @@ nothing that changes. Must not know jobs, HTTP or files.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from engine.folder.recipe import Recipe
 from engine.forward.backbone import Backbone, Hidden, pool
 from engine.forward.heads import M3Heads, ScoreHead
-from engine.forward.preemption import add_preemption_points
 from engine.outputs import Outputs, lexical_weights
 from engine.text.pairs import CrossPairs, Qwen3Pairs
 from engine.text.tokenizing import Tokenizer
@@ -32,8 +30,6 @@ from engine.text.tokens import (
     cut_ids,
 )
 
-log = logging.getLogger("embedding.engine")
-
 
 class _Loaded:
     """What embedders and rerankers share: a backbone and a tokenizer."""
@@ -42,8 +38,8 @@ class _Loaded:
         self.name = name
         self.recipe = recipe
         self.max_length = recipe.max_length
-        self.layout, self.linear = backbone.layout, backbone.linear
-        self.vocab_size = backbone.vocab_size
+        self.layout, self.linear, self.dtype = backbone.layout, backbone.linear, backbone.dtype
+        self.vocab_size = len(backbone.words)
         self._backbone = backbone
         self._tokenizer = tokenizer
 
@@ -59,11 +55,6 @@ class _Loaded:
     def costs(self, sequences: Sequence[Tokens]) -> list[int]:
         """Tokens that each will compute, given that a job's sequences run in order."""
         return count_new_tokens(sequences, self._backbone.shares_prefixes)
-
-    def add_preemption_points(self) -> None:
-        """Let a worker interrupt a forward between two parts of a layer."""
-        if not add_preemption_points(self._backbone.model):
-            log.warning("model %s: its layers are not known, no batch is preempted", self.name)
 
 
 class EmbeddingModel(_Loaded):

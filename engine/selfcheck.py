@@ -1,31 +1,30 @@
 """The checks that end every load: does the fast way give this model's own answer?
 
-A fixed batch of mixed lengths runs unpadded, and each of its sequences runs alone through stock
-transformers. A family whose attention the unpadded layout cannot express differs here, or raises,
-and is then served padded. A reranker's scores are compared with those of the stock model
-and its head. Must not know how models are loaded.
+A fixed batch of mixed lengths runs as it will be served, and through stock transformers. A family
+whose attention the unpadded layout cannot express differs here, or raises, and is then served
+padded. A reranker's scores are compared with those of the stock model and its head. Must not know
+how models are loaded.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from engine.forward import attention
-from engine.forward.backbone import Hidden, padded_hidden, unpadded_hidden
+from engine.forward.backbone import Hidden
 from engine.text.pairs import CrossPairs, Qwen3Pairs
 from engine.text.tokens import PairLimits, Tokens
 
 if TYPE_CHECKING:
     from engine.model import RerankingModel
 
-_LENGTHS = (1, 2, 7, 7, 19, 40, 64)  # a single token, a run of equals, a mix
+_LENGTHS = (1, 2, 7, 7, 19, 23, 40)  # a single token, equals, a padded pair, a mix
 # Tokens shared with the longest, own tokens: two levels, equal neighbours, one that just ends.
-_BRANCHES = ((16, 5), (32, 3), (32, 9), (32, 9), (32, 0))
+_BRANCHES = ((16, 5), (24, 3), (24, 9), (24, 9), (24, 0))
 STOCK_ATTENTION = "sdpa"
 
 # From a single letter to several sentences, relevant and not.
@@ -37,10 +36,10 @@ _PAIRS = (
 _MAX_PAIR_TOKENS = 256
 
 # Largest allowed difference of a hidden value, as a share of the values' root mean square.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # Largest allowed difference of a raw score, as a share of it, or of 1 where it is smaller. The
 # stock head computes in the weights' type, ours in float32.
-_SCORE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_SCORE_TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 
 
 def sample_sequences(
@@ -63,60 +62,57 @@ def sample_sequences(
     return [Tokens(each[:max_length]) for each in ids]
 
 
-def stock_hidden(model: Any, sequences: Sequence[Tokens]) -> Tensor:
-    """`[T, H]`: stock attention, one sequence at a time. Leaves the model on stock attention."""
-    model.set_attn_implementation(STOCK_ATTENTION)
-    return torch.cat([padded_hidden(model, [tokens]).states for tokens in sequences])
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What stock transformers gives for some sequences, one after the other."""
+
+    hidden: Hidden
+    logits: Tensor | None = None  # [n, labels], of a model with a classification head
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.hidden.states.isfinite().all())
 
 
-def check_unpadded(
-    model: Any, sequences: Sequence[Tokens], wanted: Tensor, *, share_prefixes: bool = False
-) -> str:
-    """Empty when the unpadded forward gives `wanted`, else the reason. Sets the attention used.
-
-    A model that fails with `share_prefixes` may still pass without.
-    """
-    forward = functools.partial(unpadded_hidden, share_prefixes=share_prefixes)
-    attention.register()
-    try:
-        model.set_attn_implementation(attention.NAME)
-        return difference(forward, model, sequences, wanted)
-    except Exception as error:  # a family may fail in any way; it is served padded then
-        return f"{type(error).__name__}: {error}"
+@torch.inference_mode()
+def run_stock(whole: Any, sequences: Sequence[Tokens]) -> Stock:
+    """By stock attention, one sequence at a time. Leaves the model on stock attention."""
+    whole.set_attn_implementation(STOCK_ATTENTION)
+    base = whole.base_model
+    found: list[Tensor] = []
+    handle = base.register_forward_hook(
+        lambda module, inputs, output: found.append(output.last_hidden_state[0])
+    )
+    outputs = [whole(**_inputs(whole, tokens)) for tokens in sequences]
+    handle.remove()
+    lengths = torch.tensor([len(tokens.ids) for tokens in sequences], device=whole.device)
+    hidden = Hidden(torch.cat(found), lengths)
+    if whole is base:
+        return Stock(hidden)
+    return Stock(hidden, torch.cat([output.logits for output in outputs]))
 
 
 def difference(
-    forward: Callable[[Any, Sequence[Tokens]], Hidden],
-    model: Any,
+    forward: Callable[[Sequence[Tokens]], Hidden],
     sequences: Sequence[Tokens],
-    wanted: Tensor,
+    wanted: Hidden,
+    dtype: str,
 ) -> str:
-    """Empty when `forward` agrees with `wanted` within the dtype's tolerance, else how far off."""
-    got = forward(model, sequences).tokens()
-    scale = wanted.float().square().mean().sqrt().item()
-    error = (got.float() - wanted.float()).abs().max().item() / max(scale, 1e-12)
-    limit = TOLERANCE[wanted.dtype]
+    """Empty when `forward` gives the states `wanted` within the dtype's tolerance, else how far off
+    it is, or what it raised."""
+    try:
+        got = forward(sequences).tokens().float()
+    except Exception as reason:  # a family may fail in any way; it is served another way then
+        return f"{type(reason).__name__}: {reason}"
+    states = wanted.tokens().float()
+    scale = states.square().mean().sqrt().item()
+    error = (got - states).abs().max().item() / max(scale, 1e-12)
+    limit = TOLERANCE[dtype]
     return "" if error <= limit else f"hidden states differ by {error:.1e}, allowed are {limit:.0e}"
 
 
 def sample_pairs(pairs: CrossPairs | Qwen3Pairs, max_length: int) -> list[Tokens]:
     return pairs.encode(_PAIRS, PairLimits(min(max_length, _MAX_PAIR_TOKENS)))
-
-
-@torch.inference_mode()
-def stock_logits(model: Any, sequences: Sequence[Tokens]) -> list[float]:
-    """Raw scores by a whole `*ForSequenceClassification`, one sequence at a time."""
-    return [float(model(**_inputs(model, tokens)).logits[0, 0]) for tokens in sequences]
-
-
-@torch.inference_mode()
-def stock_yes_no(model: Any, rows: Tensor, sequences: Sequence[Tokens]) -> list[float]:
-    """logit(yes) - logit(no) of a stock backbone's last token with the two rows `[2, H]`."""
-    scores = []
-    for tokens in sequences:
-        state = model(**_inputs(model, tokens)).last_hidden_state[0, -1].float()
-        scores.append(float(rows[0] @ state) - float(rows[1] @ state))
-    return scores
 
 
 def _inputs(model: Any, tokens: Tokens) -> dict[str, Tensor]:
@@ -127,7 +123,7 @@ def _inputs(model: Any, tokens: Tokens) -> dict[str, Tensor]:
 
 
 def check_scores(
-    model: RerankingModel, sequences: Sequence[Tokens], wanted: Sequence[float], dtype: torch.dtype
+    model: RerankingModel, sequences: Sequence[Tokens], wanted: Sequence[float], dtype: str
 ) -> str:
     """Empty when the model as it is served gives the stock scores `wanted`, else what differs."""
     limit = _SCORE_TOLERANCE[dtype]

@@ -8,7 +8,7 @@ comes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.folder.recipe import OFFSET_FAMILIES
 from engine.folder.sentence_files import PoolingMode
 from engine.forward import prefix
-from engine.forward.attention import Bounds
+from engine.forward.plan import Bounds
 from engine.text.tokens import Tokens
 
 # A padded batch holds lengths down to this share of its longest: at most a third of it is padding.
@@ -28,30 +28,25 @@ _MIN_SHARE_OF_LONGEST = 0.67
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """transformers' model without a head, and how a batch runs through it."""
+    """A model without its head, and how a batch runs through it."""
 
-    model: Any
+    forward: Callable[[Sequence[Tokens]], Hidden]  # equal lengths should be neighbours
+    words: Tensor  # [vocabulary, H]: the embedding table
+    device: str
+    dtype: str  # what linear layers compute in
     layout: Literal["unpadded", "padded"]
     linear: Literal["prepacked", "plain"]
     shares_prefixes: bool
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding table: ids from 0 up to it have one."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
-
     def hidden(self, batch: Sequence[Tokens]) -> tuple[Hidden, list[int]]:
         """States of the batch's sequences in the order that is returned with them."""
         order = sorted(range(len(batch)), key=lambda i: len(batch[i].ids))
-        sequences = [batch[i] for i in order]
-        if self.layout == "padded":
-            return padded_hidden(self.model, sequences), order
-        return unpadded_hidden(self.model, sequences, share_prefixes=self.shares_prefixes), order
+        return self.forward([batch[i] for i in order]), order
 
     def describe(self) -> dict[str, str | int]:
         return {
-            "device": str(self.model.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.device,
+            "dtype": self.dtype,
             "layout": self.layout,
             "linear": self.linear,
         }
@@ -133,37 +128,54 @@ def _counted(hidden: Hidden, skipped: Tensor | None) -> tuple[Tensor, Tensor, Te
     return states[counts], owners[counts], positions[counts]
 
 
-def unpadded_hidden(
-    model: Any, sequences: Sequence[Tokens], *, share_prefixes: bool = False
-) -> Hidden:
-    """All sequences in one row. Those of equal length should be neighbours.
+@dataclass(frozen=True, slots=True)
+class UnpaddedForward:
+    """All sequences of a batch in one row.
 
-    `share_prefixes` runs a common beginning once; only causal models may ask for it.
+    `row` gives the states `[R, H]` of ids and positions `[R]`; `pad_id` is that of families whose
+    positions start behind it. `share_prefixes` runs a common beginning once; only causal models may
+    ask for it.
     """
-    device = model.device
-    lengths = [len(tokens.ids) for tokens in sequences]
-    if share_prefixes and not any(tokens.type_ids for tokens in sequences):
-        tree = prefix.share_prefixes([tokens.ids for tokens in sequences])
-        if len(tree.ids) < len(tree.index):
-            bounds = Bounds.of(tree.lengths, tree.paths)
-            states = _unpadded_row(model, tree.ids, tree.positions, bounds)
-            index = torch.from_numpy(tree.index).to(device)
-            return Hidden(states, torch.tensor(lengths, device=device), index)
-    ids = np.concatenate([np.asarray(tokens.ids, dtype=np.int64) for tokens in sequences])
-    pad_id = model.config.pad_token_id if model.config.model_type in OFFSET_FAMILIES else None
-    positions = _positions(ids, lengths, pad_id)
-    bounds = Bounds.of(lengths)
-    states = _unpadded_row(model, ids, positions, bounds, **_type_ids(sequences, device))
-    return Hidden(states, torch.tensor(lengths, device=device))
+
+    row: Callable[[Tensor, Tensor, Tensor | None, Bounds], Tensor]
+    device: str = "cpu"
+    pad_id: int | None = None
+    share_prefixes: bool = False
+
+    def __call__(self, sequences: Sequence[Tokens]) -> Hidden:
+        lengths = [len(tokens.ids) for tokens in sequences]
+        has_types = any(tokens.type_ids for tokens in sequences)
+        if self.share_prefixes and not has_types:
+            tree = prefix.share_prefixes([tokens.ids for tokens in sequences])
+            if len(tree.ids) < len(tree.index):
+                bounds = Bounds(tree.lengths, tree.paths)
+                states = self.row(
+                    self._tensor(tree.ids), self._tensor(tree.positions), None, bounds
+                )
+                return Hidden(states, self._tensor(lengths), self._tensor(tree.index))
+        ids = np.concatenate([np.asarray(tokens.ids, dtype=np.int64) for tokens in sequences])
+        positions = self._tensor(_positions(ids, lengths, self.pad_id))
+        type_ids = self._tensor(_type_ids(sequences)) if has_types else None
+        states = self.row(self._tensor(ids), positions, type_ids, Bounds(tuple(lengths)))
+        return Hidden(states, self._tensor(lengths))
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.as_tensor(values, device=self.device)
 
 
-def _unpadded_row(
-    model: Any, ids: np.ndarray, positions: np.ndarray, bounds: Bounds, **inputs: Tensor
+def pad_id_of(config: Any) -> int | None:
+    """See UnpaddedForward."""
+    return config.pad_token_id if config.model_type in OFFSET_FAMILIES else None
+
+
+def transformers_row(
+    model: Any, ids: Tensor, positions: Tensor, type_ids: Tensor | None, bounds: Bounds
 ) -> Tensor:
-    """`[R, H]`"""
+    """`[R, H]` by transformers' own forward, whose attention is ours."""
+    inputs = {} if type_ids is None else {"token_type_ids": type_ids[None]}
     states: Tensor = model(
-        input_ids=torch.from_numpy(ids).to(model.device)[None],
-        position_ids=torch.from_numpy(positions).to(model.device)[None],
+        input_ids=ids[None],
+        position_ids=positions[None],
         sequence_bounds=bounds,
         **inputs,
         **_no_cache(model),
@@ -171,13 +183,10 @@ def _unpadded_row(
     return states
 
 
-def _type_ids(sequences: Sequence[Tokens], device: Any) -> dict[str, Tensor]:
-    """`[1, T]`, only where one differs from 0: most families know no other."""
-    if not any(tokens.type_ids for tokens in sequences):
-        return {}
+def _type_ids(sequences: Sequence[Tokens]) -> np.ndarray:
+    """int64 `[T]`: most families know no other than 0."""
     rows = [tokens.type_ids or [0] * len(tokens.ids) for tokens in sequences]
-    ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
-    return {"token_type_ids": torch.from_numpy(ids).to(device)[None]}
+    return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
 
 
 def _positions(ids: np.ndarray, lengths: Sequence[int], pad_id: int | None) -> np.ndarray:

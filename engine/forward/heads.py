@@ -164,15 +164,15 @@ def classifier(model: Any) -> ScoreHead:
     return lambda hidden: head(hidden.first().float()[:, None]).squeeze(-1)  # takes [:, 0] itself
 
 
-def yes_no_rows(recipe: Recipe, backbone: Any, token_ids: Sequence[int]) -> Tensor:
+def yes_no_rows(recipe: Recipe, model: Any, words: Tensor, token_ids: Sequence[int]) -> Tensor:
     """float32 `[2, H]`: the rows of yes and no, all that is read of the output matrix."""
     rows = list(token_ids)  # yes, no
     output = read_rows(recipe.folder, "lm_head.weight", rows)
-    if output is None and getattr(backbone.config, "tie_word_embeddings", True) is False:
+    if output is None and getattr(model.config, "tie_word_embeddings", True) is False:
         raise ModelError(f"{recipe.folder}: no lm_head.weight, and config.json does not tie it")
     if output is None:  # tied: the input embeddings are the output matrix
-        output = backbone.get_input_embeddings().weight[rows].float()
-    return output.to(backbone.device)
+        output = words[rows].float()
+    return output.to(words.device)
 
 
 def yes_no(rows: Tensor) -> ScoreHead:

@@ -1,8 +1,8 @@
 """Preemption points: between the parts of a model's layers a worker may run something urgent.
 
-A hook before each part (attention, the two halves of the feed-forward, …) calls what the running
-thread has set, if anything. The forward itself does not know of it and keeps no state. Must not
-know workers or the scheduler; imports no torch.
+Our own forwards call `pause` before each part (attention, feed-forward); in transformers' models a
+hook does. It calls what the running thread has set, if anything, so a forward keeps no state. Must
+not know workers or the scheduler; imports no torch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def layers_of(model: Any) -> list[Any]:
     return []
 
 
-def _maybe_preempt(part: Any, inputs: Any) -> None:
+def pause() -> None:
     """Runs before every part of every layer, so it only reads one attribute when nothing is set."""
     if (preempt := _running.preempt) is not None:
         preempt()
+
+
+def _maybe_preempt(part: Any, inputs: Any) -> None:
+    pause()

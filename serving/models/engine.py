@@ -45,12 +45,12 @@ def open_engine(settings: Settings) -> Engine:
     """Blocking: imports torch and chooses the device. Raises DeviceError."""
     prepare_environment(os.environ)
     prepare_autoload(settings.device, os.environ)
-    from engine import devices, loading  # torch and transformers come with these
+    from engine import devices, fitting, loading  # torch and transformers come with these
 
     threads = count_cpus() if settings.threads == "auto" else settings.threads
     device = devices.choose_device(settings.device)
     log.info("device %s, %d threads", device.name, threads)
-    options = loading.LoadOptions(
+    options = fitting.LoadOptions(
         dtype=settings.dtype,
         layout=settings.layout,
         linear=settings.linear,

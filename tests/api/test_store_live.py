@@ -17,7 +17,7 @@ from bench import random_models
 from bench.loaded import load_embedder, load_reranker
 from bench.random_models import SHAPES, build
 from engine.devices import choose_device
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.outputs import Outputs
 from engine.text.tokens import PairLimits, TextLimits
 from serving import embedding as vectors

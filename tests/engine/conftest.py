@@ -15,7 +15,7 @@ import pytest
 from bench.loaded import load_embedder, load_reranker
 from bench.random_models import SHAPES, build
 from engine.devices import Device
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.model import EmbeddingModel, RerankingModel
 from engine.text.tokenizing import Tokenizer
 from engine.text.tokens import TextLimits

@@ -19,12 +19,12 @@ from batcher.worker import Worker, WorkerClosed
 from engine import loading
 from engine.errors import NotFinite
 from engine.folder.store import ModelFolder
-from engine.forward.preemption import layers_of
 from engine.model import EmbeddingModel
 from engine.text.tokens import PairLimits, TextLimits, Tokens
 from serving.models.engine import run_batch
 from serving.models.resident import Resident
 from tests.engine.conftest import Embedders, Rerankers
+from tests.engine.layers import before_layer
 from tests.engine.oracle import TOLERANCE
 
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
@@ -72,16 +72,8 @@ class RealWorker:
     @contextlib.contextmanager
     def before_layer(self, place: int, act: Callable[[int], None]) -> Iterator[None]:
         """Inside, `act` is called with a batch's places for tokens before its layer at `place`."""
-        layer = layers_of(self.model._backbone.model)[place]
-
-        def hook(module: Any, inputs: Any) -> None:
-            act(inputs[0].shape[:-1].numel())
-
-        handle = layer.register_forward_pre_hook(hook)
-        try:
+        with before_layer(self.model, place, act):
             yield
-        finally:
-            handle.remove()
 
     @contextlib.contextmanager
     def query_within(self) -> Iterator[list[Submitted]]:
@@ -122,7 +114,6 @@ class Submitted:
 
 @contextlib.contextmanager
 def real_worker(model: Any) -> Iterator[RealWorker]:
-    model.add_preemption_points()
     real = RealWorker(model)
     try:
         yield real
@@ -223,7 +214,7 @@ def spoil(model: EmbeddingModel, word: str) -> None:
     limits = TextLimits(model.max_length)
     (other,), (ids,) = model.tokenize(["w9"], limits), model.tokenize([word], limits)
     (own,) = set(ids.ids) - set(other.ids)
-    model._backbone.model.get_input_embeddings().weight.data[own] = float("nan")
+    model._backbone.words.data[own] = float("nan")
 
 
 def test_a_row_that_is_no_number_is_its_own_texts_alone(real: RealWorker) -> None:
@@ -249,7 +240,7 @@ def test_a_score_that_is_no_number_is_its_own_pairs_alone(
     batch = model.tokenize_pairs([("w9", "w8"), ("w9", "w3"), ("w9", "w9 w9 w9")], limits)
     alone = np.concatenate([model.run([pair]) for pair in batch])
     (own,) = set(batch[1].ids) - set(batch[0].ids)
-    model._backbone.model.get_input_embeddings().weight.data[own] = float("nan")
+    model._backbone.words.data[own] = float("nan")
     rows = run_batch(Resident(name, ModelFolder(name, Path()), model=model), batch, None)
     assert [isinstance(row, NotFinite) for row in rows] == [False, True, False]
     np.testing.assert_allclose([rows[0], rows[2]], alone[[0, 2]], atol=TOLERANCE)

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from bench.loaded import load_embedder
 from engine.errors import ModelError
+from engine.fitting import LoadOptions
 from engine.folder.recipe import Overrides
-from engine.loading import LoadOptions, load_model
+from engine.loading import load_model
 from engine.text.tokens import TextLimits
 from tests.engine.conftest import CPU, Embedders, Folders
+from tests.engine.layers import forward_of
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_weights_that_are_not_re_laid_stay_mapped_from_the_file(
         for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         if line.endswith(path)
     ]
-    for name, weight in model._backbone.model.named_parameters():
+    for name, weight in forward_of(model).named_parameters():
         address = weight.data_ptr()
         assert any(low <= address < high for low, high in mapped), name
 

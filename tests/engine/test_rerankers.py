@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from bench.loaded import load_reranker
 from bench.measure import words
 from bench.random_models import SHAPES, build
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.model import RerankingModel
 from engine.text.tokens import PairLimits
 from tests.engine.conftest import CPU, Folders, Rerankers, write_json

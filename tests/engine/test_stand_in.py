@@ -20,8 +20,8 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Normal
 from torch import nn
 
 from bench.loaded import load_embedder
+from engine.fitting import LoadOptions
 from engine.folder.store import STAND_IN, ModelFolder, default_models
-from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
 from engine.outputs import dense_rows
 from engine.text.tokens import TextLimits

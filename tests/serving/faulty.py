@@ -6,7 +6,8 @@ uvicorn --factory tests.serving.faulty:faulty_app
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -15,7 +16,6 @@ from fastapi import FastAPI
 
 from embedding import app
 from engine import loading
-from engine.forward.preemption import layers_of
 from engine.model import EmbeddingModel
 from engine.text.tokens import TextLimits, Tokens
 
@@ -50,16 +50,16 @@ def _noted(model: EmbeddingModel, step: Sequence[Tokens]) -> Any:
 def _load(*given: Any) -> Any:
     model: Any = _load_model(*given)
     ids = {word: _id(model, word) for word in WORDS}
-    model._backbone.model.get_input_embeddings().weight.data[ids[IS_SPOILT]] = float("nan")
+    model._backbone.words.data[ids[IS_SPOILT]] = float("nan")
 
     def in_step(word: str) -> bool:
         return any(ids[word] in tokens.ids for tokens in _running[-1])
 
-    def before_first(layer: Any, inputs: Any) -> None:
+    def before_first() -> None:
         if in_step(IS_SLOW):
             time.sleep(_SLOW_S)
 
-    def before_last(layer: Any, inputs: Any) -> None:
+    def before_last() -> None:
         if in_step(DIES):
             raise SystemExit(MESSAGE)
         if in_step(RAISES):
@@ -67,10 +67,20 @@ def _load(*given: Any) -> Any:
         if in_step(IS_LARGE) and len(_running[-1]) > 1:
             torch.empty(1 << 60)  # as the CPU's allocator says it
 
-    first, *_, last = layers_of(model._backbone.model)
-    first.register_forward_pre_hook(before_first)
-    last.register_forward_pre_hook(before_last)
+    layers = model._backbone.forward.row.layers
+    for place, act in ((0, before_first), (-1, before_last)):
+        layers[place] = replace(
+            layers[place], query_key_value=_after(act, layers[place].query_key_value)
+        )
     return model
+
+
+def _after(act: Callable[[], None], product: Any) -> Any:
+    def call(x: Any) -> Any:
+        act()
+        return product(x)
+
+    return call
 
 
 def _id(model: Any, word: str) -> int:

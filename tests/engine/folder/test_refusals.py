@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.loaded import load_embedder, load_reranker
 from engine.errors import ModelError
+from engine.fitting import LoadOptions
 from engine.folder.recipe import read_recipe
-from engine.loading import LoadOptions, load_model
+from engine.loading import load_model
 from tests.engine.conftest import CPU, Folders, change_json, write_json
 from tests.engine.folder.test_recipe import BERT, CROSS, DENSE, OLDER, QWEN3, add_pooling, make
 
@@ -164,7 +165,7 @@ def score_otherwise(folder: Path) -> None:
         (tear_pooling, r"1_Pooling/config\.json: "),
         (tear_prompts, r"config_sentence_transformers\.json: "),
         (lose_the_default_prompt, r"config_sentence_transformers\.json: .*'absent'"),
-        (spoil_weights, "tiny-bert: "),
+        (spoil_weights, r"tiny-bert.model\.safetensors: no safetensors file"),
         (remove_tokenizer, r"no tokenizer \(tokenizer\.json\)"),
         (make_reward_model, "is it a Qwen3-Reranker"),
         (remove_weights, r"no weights \(model\.safetensors or pytorch_model\.bin\)"),

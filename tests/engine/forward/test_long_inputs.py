@@ -87,7 +87,7 @@ import json, sys
 from pathlib import Path
 from engine.devices import Device
 from bench.loaded import load_embedder
-from engine.loading import LoadOptions
+from engine.fitting import LoadOptions
 from engine.text.tokens import TextLimits, Tokens
 
 def resident(which):

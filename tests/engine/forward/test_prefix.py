@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from engine import selfcheck
-from engine.forward import attention, prefix
-from engine.forward.backbone import Hidden, unpadded_hidden
+from engine.forward import attention, plan, prefix
+from engine.forward.backbone import Hidden, UnpaddedForward, transformers_row
 from engine.forward.prefix import Tree, share_prefixes
 from engine.text.tokens import Tokens
 
@@ -146,7 +147,8 @@ class CountedModel:
         self.model.set_attn_implementation(attention.NAME)
         tokens = [Tokens(sequence, type_ids) for sequence in sequences]
         with torch.inference_mode():
-            return unpadded_hidden(self.model, tokens, share_prefixes=share)
+            row = functools.partial(transformers_row, self.model)
+            return UnpaddedForward(row, share_prefixes=share)(tokens)
 
     def check(self, sequences: list[list[int]]) -> None:
         """Every token's hidden state against stock transformers, one sequence at a time."""
@@ -217,7 +219,7 @@ def test_token_types_keep_sequences_apart(model: CountedModel) -> None:
 
 def test_attention_in_both_directions_cannot_share_a_path() -> None:
     t = torch.zeros(1, 1, 3, 4)
-    bounds = attention.Bounds.of([2, 1], [(), ((0, 2),)])
+    bounds = plan.Bounds((2, 1), ((), ((0, 2),)))
     with pytest.raises(ValueError, match="only causal"):
         attention.unpadded_attention(torch.nn.Module(), t, t, t, None, sequence_bounds=bounds)
 
@@ -225,11 +227,11 @@ def test_attention_in_both_directions_cannot_share_a_path() -> None:
 def test_the_self_check_covers_every_kind_of_sharing() -> None:
     sequences = [each.ids for each in selfcheck.sample_sequences(600, 512, share_prefixes=True)]
     tree = share_prefixes(sequences)
-    bounds = attention.Bounds.of(tree.lengths, tree.paths)
+    bounds = plan.Bounds(tree.lengths, tree.paths)
     leaves = [row for row in tree.paths if row]
     assert len({len(tree.ids), len(tree.index)}) == 2
     assert len(leaves) > len(set(leaves)) > 1
-    assert any(run.path and run.count > 1 for run in bounds.runs)
+    assert any(group.path and len(group.lengths) > 1 for group in bounds.groups())
     assert any(len(path) > 1 for path in tree.paths)
     ends = {tuple(sequence) for sequence in sequences}
     assert len(ends) < len(sequences)
@@ -240,12 +242,28 @@ def test_sharing_that_goes_wrong_fails_the_self_check_that_passes_without(
     model: CountedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = selfcheck.sample_sequences(600, 512, share_prefixes=True)
-    with torch.inference_mode():
-        wanted = selfcheck.stock_hidden(model.model, samples)
-        assert not selfcheck.check_unpadded(model.model, samples, wanted, share_prefixes=True)
-        behind = attention._behind
-        monkeypatch.setattr(
-            attention, "_behind", lambda path, *own: behind([0 * t for t in path], *own)
-        )
-        assert selfcheck.check_unpadded(model.model, samples, wanted, share_prefixes=True)
-        assert not selfcheck.check_unpadded(model.model, samples, wanted)
+    wanted = selfcheck.run_stock(model.model, samples).hidden
+
+    def difference(share: bool) -> str:
+        model.model.set_attn_implementation(attention.NAME)
+        row = functools.partial(transformers_row, model.model)
+        with torch.inference_mode():
+            forward = UnpaddedForward(row, share_prefixes=share)
+            return selfcheck.difference(forward, samples, wanted, "float32")
+
+    assert not difference(share=True)
+    groups = plan.Bounds.groups
+
+    def shifted(self: plan.Bounds) -> list[plan.Group]:
+        """Every path begins a row too early or, at the beginning of the row, too late."""
+        return [
+            plan.Group(
+                group.lengths,
+                tuple((abs(first - 1), end - 1 if first else end) for first, end in group.path),
+            )
+            for group in groups(self)
+        ]
+
+    monkeypatch.setattr(plan.Bounds, "groups", shifted)
+    assert difference(share=True)
+    assert not difference(share=False)

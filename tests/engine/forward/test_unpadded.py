@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,24 +18,41 @@ from torch import nn
 from torch.nn import functional
 
 from bench.loaded import load_embedder
-from engine import loading
-from engine.forward import attention, linear
-from engine.forward.attention import Bounds, Run, unpadded_attention
-from engine.loading import LoadOptions
+from engine import fitting
+from engine.fitting import LoadOptions
+from engine.forward import attention, conversion, decoder, encoder, linear, plan
+from engine.forward.attention import unpadded_attention
+from engine.forward.plan import Bounds
 from engine.model import EmbeddingModel
 from engine.text.tokens import TextLimits
 from tests.engine.conftest import CPU
+from tests.engine.layers import forward_of
 
 TOLERANCE = 1e-5
 
 
-def test_bounds_join_neighbours_of_equal_length() -> None:
-    assert Bounds.of([3, 3, 5, 3]).runs == (Run(2, 3), Run(1, 5), Run(1, 3))
+@pytest.mark.parametrize(
+    ("lengths", "paths", "groups"),
+    [
+        ([3, 3, 5, 5], (), [[3, 3], [5, 5]]),
+        ([8, 9, 10, 11], (), [[8, 9, 10], [11]]),  # a quarter of padding at most
+        ([63, 64, 65, 65], (), [[63, 64], [65], [65]]),  # longer ones gain nothing from company
+        ([300, 300, 301], (), [[300, 300], [301]]),
+        ([20, 5, 5, 6], ((), ((0, 20),), ((0, 20),), ((0, 20),)), [[20], [5, 5], [6]]),
+        ([20, 5, 5], ((), ((0, 20),), ((0, 9),)), [[20], [5], [5]]),
+        ([200, 5, 5], ((), ((0, 200),), ((0, 200),)), [[200], [5], [5]]),  # too many keys to copy
+    ],
+)
+def test_neighbours_that_gain_from_it_are_one_group(
+    lengths: list[int], paths: Any, groups: list[list[int]]
+) -> None:
+    found = Bounds(tuple(lengths), paths).groups()
+    assert [list(group.lengths) for group in found] == groups
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 300, 40, 40]])
+@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 300, 40, 40], [9, 10, 11, 60, 63]])
 def test_each_sequence_attends_to_itself_alone(
     causal: bool, kv_heads: int, lengths: list[int]
 ) -> None:
@@ -42,7 +60,13 @@ def test_each_sequence_attends_to_itself_alone(
     query = torch.randn(1, 4, sum(lengths), 8)
     key, value = (torch.randn(1, kv_heads, sum(lengths), 8) for _ in range(2))
     out, _ = unpadded_attention(
-        nn.Module(), query, key, value, None, sequence_bounds=Bounds.of(lengths), is_causal=causal
+        nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        sequence_bounds=Bounds(tuple(lengths)),
+        is_causal=causal,
     )
     start = 0
     for length in lengths:
@@ -61,7 +85,7 @@ def test_each_sequence_attends_to_itself_alone(
 def test_what_unpadded_attention_cannot_express_raises(extra: dict[str, Any]) -> None:
     t = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match=next(iter(extra))):
-        unpadded_attention(nn.Module(), t, t, t, None, sequence_bounds=Bounds.of([2]), **extra)
+        unpadded_attention(nn.Module(), t, t, t, None, sequence_bounds=Bounds((2,)), **extra)
 
 
 def test_prepacked_linear_layers_equal_plain_ones() -> None:
@@ -80,12 +104,12 @@ def test_prepacked_linear_layers_equal_plain_ones() -> None:
 def test_prepacked_layers_that_get_this_model_wrong_are_taken_back(
     tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = linear.PrepackedLinear.forward
-    monkeypatch.setattr(linear, "can_prepack", lambda: "")
-    monkeypatch.setattr(linear.PrepackedLinear, "forward", lambda self, x: 1.01 * forward(self, x))
+    product = linear.Prepacked.__call__
+    monkeypatch.setattr(linear, "can_prepack", lambda dtype: "")
+    monkeypatch.setattr(linear.Prepacked, "__call__", lambda self, x: 1.01 * product(self, x))
     model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
     assert (model.linear, model.layout) == ("plain", "unpadded")
-    assert not any(isinstance(m, linear.PrepackedLinear) for m in model._backbone.model.modules())
+    assert not any(isinstance(m, linear.PrepackedLinear) for m in forward_of(model).modules())
 
 
 def test_only_float32_linear_layers_and_exact_gelu_are_replaced() -> None:
@@ -103,24 +127,66 @@ def test_only_float32_linear_layers_and_exact_gelu_are_replaced() -> None:
 def test_a_build_without_the_prepacked_product_keeps_plain_layers(
     tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "can_prepack", lambda: "no such operator")
+    monkeypatch.setattr(linear, "can_prepack", lambda dtype: "no such operator")
     model = load_embedder("m", tiny_folder("tiny-bert"), CPU, LoadOptions())
     assert model.linear == "plain"
-    assert not any(isinstance(m, linear.PrepackedLinear) for m in model._backbone.model.modules())
+    assert not any(isinstance(m, linear.PrepackedLinear) for m in forward_of(model).modules())
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
 def test_every_linear_layer_of_every_family_is_prepacked(
     load_tiny: Callable[..., EmbeddingModel], name: str
 ) -> None:
-    modules = list(load_tiny(name)._backbone.model.modules())
+    layers = forward_of(load_tiny(name)).layers
+    products = [getattr(layer, field.name) for layer in layers for field in fields(layer)]
+    products = [each for each in products if not isinstance(each, (encoder.Norm, torch.Tensor))]
+    assert len(products) == 4 * len(layers) > 0
+    assert all(isinstance(each, linear.Prepacked) for each in products)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
+def test_an_architecture_without_a_forward_of_our_own_is_prepacked_and_unpadded(
+    tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    own = load_embedder("own", tiny_folder(name), CPU, LoadOptions())
+    monkeypatch.setattr(conversion, "FAMILIES", ())
+    model = load_embedder("m", tiny_folder(name), CPU, LoadOptions())
+    assert (model.layout, model.linear) == ("unpadded", "prepacked")
+    modules = list(forward_of(model).modules())
     assert not [m for m in modules if type(m) is nn.Linear]
     assert [m for m in modules if isinstance(m, linear.PrepackedLinear)]
+    tokens = model.tokenize(["w1", "w1 w2 w3", "w4 w5 w6 w7 " * 9], TextLimits(64))
+    for got, right in zip(model.run(tokens), own.run(tokens), strict=True):
+        np.testing.assert_allclose(got.dense, right.dense, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-qwen3"])
+def test_a_forward_of_our_own_that_gets_a_model_wrong_is_not_used(
+    tiny_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    project_log: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    right = load_embedder("right", tiny_folder(name), CPU, LoadOptions())
+    tokens = right.tokenize(["w1", "w1 w2 w3"], TextLimits(64))
+    wanted = right.run(tokens)
+    for family in (encoder, decoder):
+        monkeypatch.setattr(family, "attend", lambda row, bounds, heads: leaky(row, bounds, heads))
+    model = load_embedder("m", tiny_folder(name), CPU, LoadOptions())
+    assert "transformers' forward is used, our own does not fit: hidden states" in project_log.text
+    assert model.layout == "unpadded"
+    for got, own in zip(model.run(tokens), wanted, strict=True):
+        np.testing.assert_allclose(got.dense, own.dense, atol=1e-5, rtol=0)
+
+
+def leaky(row: torch.Tensor, bounds: Bounds, heads: plan.Heads) -> torch.Tensor:
+    """Lets every sequence see all others."""
+    return attention.attend(row, Bounds((sum(bounds.lengths),)), heads)
 
 
 def leaky_attention(*args: Any, sequence_bounds: Bounds, **kwargs: Any) -> Any:
     """Lets every sequence see all others."""
-    everything = Bounds.of([sum(run.count * run.length for run in sequence_bounds.runs)])
+    everything = Bounds((sum(sequence_bounds.lengths),))
     return unpadded_attention(*args, sequence_bounds=everything, **kwargs)
 
 
@@ -136,6 +202,7 @@ def test_a_family_that_the_unpadded_way_gets_wrong_is_served_padded_with_a_warni
     broken: Callable[..., Any],
 ) -> None:
     wanted = load_embedder("right", tiny_folder("tiny-bert"), CPU, LoadOptions())
+    monkeypatch.setattr(conversion, "FAMILIES", ())
     monkeypatch.setattr(logging.getLogger("embedding"), "propagate", True)
     with monkeypatch.context() as patched:
         patched.setattr(attention, "unpadded_attention", broken)
@@ -161,7 +228,7 @@ def test_a_family_that_the_unpadded_way_gets_wrong_is_served_padded_with_a_warni
 def test_a_sliding_window_is_found_in_either_spelling(
     config: dict[str, Any], has_one: bool
 ) -> None:
-    assert bool(loading._sliding_window(SimpleNamespace(**config))) == has_one
+    assert bool(fitting._sliding_window(SimpleNamespace(**config))) == has_one
 
 
 def test_layers_with_a_sliding_window_are_served_padded(

@@ -58,7 +58,7 @@ def test_ids_without_an_embedding_are_refused_and_the_last_one_is_not(
     load_tiny: Embedders, name: str
 ) -> None:
     model = load_tiny(name)
-    assert model.vocab_size == model._backbone.model.config.vocab_size
+    assert model.vocab_size == len(model._backbone.words)
     (tokens,) = model.tokens_of([[0, model.vocab_size - 1]], LIMITS)
     assert np.isfinite(model.run([tokens])[0].dense).all()
     for bad in (-1, model.vocab_size, 2**70):

@@ -17,8 +17,8 @@ from bench.loaded import load_embedder
 from bench.measure import words
 from bench.random_tokenizers import END_OF_TEXT
 from engine.errors import ModelError, TextTooLong
+from engine.fitting import LoadOptions
 from engine.folder.recipe import Overrides
-from engine.loading import LoadOptions
 from engine.model import EmbeddingModel
 from engine.text.tokenizing import Tokenizer
 from engine.text.tokens import TextLimits

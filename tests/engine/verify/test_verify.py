@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from bench.random_models import build
-from engine.loading import LoadOptions, load_model
+from engine.fitting import LoadOptions
+from engine.loading import load_model
 from engine.model import EmbeddingModel, RerankingModel
 from engine.outputs import dense_score
 from engine.text.tokens import PairLimits, TextLimits
