@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         "first by name, or the stand-in all-MiniLM-L6-v2 when there is none",
     )
     device: str = Field("auto", description="auto, cpu, or a torch device: vacc, vacc:1, cuda, …")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         "auto", description="weights' type; auto: float32 on the CPU, float16 where that is safe"
     )
     layout: Annotated[Literal["auto", "unpadded", "padded"], _renamed(packed="unpadded")] = Field(

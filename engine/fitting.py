@@ -44,7 +44,7 @@ Load = Callable[[torch.dtype], Any]  # transformers' model in a dtype, with its 
 class LoadOptions:
     """The settings that shape a model. "auto" means the device's own default."""
 
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
     layout: Literal["auto", "unpadded", "padded"] = "auto"
     linear: Literal["auto", "prepacked", "plain"] = "auto"
     overrides: Overrides = field(default_factory=Overrides)
@@ -59,8 +59,14 @@ class Fitted:
     stock: Stock
 
 
-def dtype_of(device: Device, options: LoadOptions) -> str:
-    return device.dtype if options.dtype == "auto" else options.dtype
+def dtypes_of(device: Device, options: LoadOptions) -> list[str]:
+    """What linear layers may compute in, the first that gives the model's answer being taken."""
+    if options.dtype == "int8":
+        return ["int8", device.dtype]
+    if options.dtype != "auto":
+        return [options.dtype]
+    is_cpu = device.kind == "cpu"
+    return ["bfloat16", "float32"] if is_cpu and linear.is_faster("bfloat16") else [device.dtype]
 
 
 def fits(
@@ -72,9 +78,11 @@ def fits(
     stock answer is not finite.
     """
     layout = device.layout if options.layout == "auto" else options.layout
-    ask = _Ask(load, recipe, device, dtype_of(device, options), extra)
+    dtypes = dtypes_of(device, options)
+    ask = _Ask(load, recipe, device, dtypes[-1], extra)
     if layout == "unpadded" and options.linear != "plain" and device.kind == "cpu":
-        yield from ask.own()
+        for dtype in dtypes:
+            yield from replace(ask, dtype=dtype).own()
     yield from ask.transformers(layout, options.linear)
 
 
@@ -91,7 +99,7 @@ class _Ask:
         if self.recipe.family not in conversion.FAMILIES or self.dtype not in linear.FORMS:
             return
         if reason := linear.can_prepack(self.dtype):
-            log.warning("linear layers stay plain: %s", reason)
+            log.warning("no prepacked linear layers in %s: %s", self.dtype, reason)
             return
         whole = self.load(_STORED.get(stored_dtype(self.recipe.folder), torch.float32))
         model = whole.base_model
@@ -105,7 +113,7 @@ class _Ask:
         backbone = self._backbone(row, whole, "unpadded", "prepacked")
         reason = selfcheck.difference(row, sequences, stock.hidden, self.dtype)
         if reason:
-            log.warning("transformers' forward is used, our own does not fit: %s", reason)
+            log.warning("our own forward in %s does not fit this model: %s", self.dtype, reason)
             return
         yield Fitted(backbone, whole, stock)
 

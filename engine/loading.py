@@ -11,23 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from engine import selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
-from engine.fitting import DTYPES, LoadOptions, dtype_of, fits
+from engine.fitting import LoadOptions, dtypes_of, fits
 from engine.folder.recipe import Recipe, read_recipe
 from engine.forward import heads
+from engine.forward.backbone import Hidden
 from engine.model import EmbeddingModel, RerankingModel
+from engine.outputs import dense_rows
+from engine.selfcheck import Stock
 from engine.text.pairs import CrossPairs, Qwen3Pairs
 from engine.text.tokenizing import Tokenizer
-from engine.text.tokens import Tokens
+from engine.text.tokens import TextLimits, Tokens
 
 log = logging.getLogger("embedding.engine")
 
 _QWEN3_END = "<|endoftext|>"
+_MAX_SAMPLE_TOKENS = 64  # of a built-in text
+# Least cosine of a built-in text's vector with the stock model's. Nobody who asked for no type may
+# notice which one is taken.
+_LEAST_COSINE = {"auto": 0.9995, "bfloat16": 0.99, "int8": 0.97}
 
 
 def load_model(
@@ -63,8 +71,28 @@ def _load_embedder(
             model.pooler = None  # BERT's next-sentence head: never part of an embedding
         return model
 
-    fitted = next(fits(load, recipe, device, options, ()))
-    return EmbeddingModel(name, recipe, fitted.backbone, tokenizer, modules, m3_heads)
+    limits = TextLimits(min(recipe.max_length, _MAX_SAMPLE_TOKENS))
+    sample = [Tokens(each.ids) for each in tokenizer.encode(selfcheck.TEXTS, limits)]
+    for fitted in fits(load, recipe, device, options, sample):
+        model = EmbeddingModel(name, recipe, fitted.backbone, tokenizer, modules, m3_heads)
+        wanted = _stock_vectors(model, fitted.stock, len(sample))
+        if reason := selfcheck.check_vectors(wanted):
+            raise ModelError(f"{recipe.folder}: {reason}: are the weights whole?")
+        got = torch.from_numpy(dense_rows(model.run(sample)))
+        cosine = torch.nn.functional.cosine_similarity(got, wanted).min().item()
+        dtype = fitted.backbone.dtype
+        least = _LEAST_COSINE.get("auto" if options.dtype == "auto" else dtype, 0.0)
+        if cosine >= least or dtype == "float32":
+            break
+        log.warning("model %s: not in %s, a vector's cosine is %.5f", name, dtype, cosine)
+    return model
+
+
+def _stock_vectors(model: EmbeddingModel, stock: Stock, count: int) -> Tensor:
+    """`[count, dim]` of the check's last sequences."""
+    lengths = stock.hidden.lengths[-count:]
+    hidden = Hidden(stock.hidden.states[-int(lengths.sum()) :], lengths)
+    return model.vectors(hidden).cpu()
 
 
 def _load_reranker(
@@ -110,7 +138,7 @@ def _check_scores(model: RerankingModel, sample: list[Tokens], wanted: list[floa
 
 def bytes_per_value(device: Device, options: LoadOptions) -> int:
     """Of weights in memory."""
-    return DTYPES[dtype_of(device, options)].itemsize
+    return {"float32": 4, "int8": 1}.get(dtypes_of(device, options)[0], 2)
 
 
 def set_threads(num_threads: int) -> None:

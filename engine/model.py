@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.folder.recipe import Recipe
 from engine.forward.backbone import Backbone, Hidden, pool
@@ -138,12 +139,17 @@ class EmbeddingModel(_Loaded):
         return self._tokenizer.token_texts(token_ids)
 
     @torch.inference_mode()
+    def vectors(self, hidden: Hidden, num_prompt: Sequence[int] = ()) -> Tensor:
+        """float32 `[n, dim]` of the sequences' last states, not normalised."""
+        pooled: Tensor = self._modules(pool(hidden, self.recipe.pooling, num_prompt))
+        return pooled
+
+    @torch.inference_mode()
     def run(self, batch: Sequence[Tokens]) -> list[Outputs]:
         """One record a sequence, with the outputs that it asks for; dense is always there."""
         hidden, order = self._backbone.hidden(batch)
         ordered = [batch[i] for i in order]
-        pooled = pool(hidden, self.recipe.pooling, [tokens.num_prompt for tokens in ordered])
-        dense = self._modules(pooled).cpu().numpy()
+        dense = self.vectors(hidden, [tokens.num_prompt for tokens in ordered]).cpu().numpy()
         rows = [Outputs(row) for row in dense]
         asked = [row for row, tokens in enumerate(ordered) if len(tokens.outputs) > 1]
         if asked:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.servers import Server, start_server
+
+# The same numbers on every processor: `auto` may take another type.
+os.environ.setdefault("EMBEDDING_DTYPE", "float32")
 
 _unexpected_skips: list[str] = []
 
@@ -21,6 +25,7 @@ def pytest_runtest_makereport(
         report.skipped
         and not hasattr(report, "wasxfail")
         and not item.get_closest_marker("weights")
+        and not item.get_closest_marker("processor")
     ):
         # It travels to whoever runs the workers.
         report.is_unexpected_skip = True  # type: ignore[attr-defined]

@@ -8,13 +8,12 @@ folders, tokenizers or what the model is for.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine import memory
 from engine.forward import decoder, encoder, linear
@@ -48,21 +47,45 @@ def convert(whole: Any, sequences: Sequence[Tokens], dtype: str) -> tuple[Stock,
     model = whole.base_model
     family: Any = decoder if is_decoder(model) else encoder
     make, states_dtype = linear.FORMS[dtype]
+    inputs = _padded(sequences, model)
+    samples: dict[nn.Module, Tensor] = {}
     layers: list[Any] = []
     states: list[Tensor] = []
-    handle = model.register_forward_hook(
-        lambda module, inputs, output: states.append(output.last_hidden_state)
-    )
-    read = functools.partial(family.read_layer, linear=make, dtype=states_dtype)
-    each_once = _each_layer_once(layers_of(model), lambda layer: layers.append(read(layer)))
-    with _float32_around(whole), each_once:
-        output = whole(**_padded(sequences, model))
-    handle.remove()
+
+    def read(layer: Any) -> None:
+        layers.append(family.read_layer(layer, make, states_dtype, samples))
+        samples.clear()
+
+    with ExitStack() as stack:
+        stack.enter_context(_float32_around(whole))
+        if dtype == "int8":
+            stack.enter_context(_sampled(model, inputs["attention_mask"].bool(), samples))
+        stack.enter_context(_each_layer_once(layers_of(model), read))
+        handle = model.register_forward_hook(
+            lambda module, inputs, output: states.append(output.last_hidden_state)
+        )
+        stack.callback(handle.remove)
+        output = whole(**inputs)
     lengths = [len(tokens.ids) for tokens in sequences]
     rows = [row[:length] for row, length in zip(states[0], lengths, strict=True)]
     hidden = Hidden(torch.cat(rows), torch.tensor(lengths))
     stock = Stock(hidden, None if whole is model else output.logits)
     return stock, family.read_model(model, layers, states_dtype)
+
+
+@contextmanager
+def _sampled(model: Any, mask: Tensor, samples: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Inside, `samples` gets what the layers' linear layers see of real tokens."""
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        samples[module] = inputs[0].reshape(*mask.shape, -1)[mask]
+
+    modules = (module for layer in layers_of(model) for module in layer.modules())
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(note) for module in linears]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.forward.attention import attend
-from engine.forward.linear import Linear, MakeLinear
+from engine.forward.linear import Linear, MakeLinear, Samples
 from engine.forward.plan import Bounds, Heads
 from engine.forward.preemption import pause
 
@@ -120,17 +120,30 @@ def read_model(model: Any, layers: Sequence[Layer], dtype: torch.dtype) -> Decod
     )
 
 
-def read_layer(layer: Any, linear: MakeLinear, dtype: torch.dtype) -> Layer:
+def read_layer(layer: Any, linear: MakeLinear, dtype: torch.dtype, samples: Samples) -> Layer:
     """One of transformers' layers, its weights in float32."""
     own, mlp = layer.self_attn, layer.mlp
-    before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     parts = (own.q_proj, own.k_proj, own.v_proj)
     biases = None if own.q_proj.bias is None else torch.cat([each.bias for each in parts])
+
+    def behind(norm: Any, weights: Tensor, bias: Tensor | None, first: Any) -> Linear:
+        """A product of what the norm gives, the norm's weight a part of its own."""
+        sample = samples.get(first)
+        rows = None if sample is None else (sample / norm.weight).nan_to_num_(0.0, 0.0, 0.0)
+        return linear(weights * norm.weight, bias, rows)
+
     return Layer(
-        query_key_value=linear(torch.cat([each.weight for each in parts]) * before, biases),
+        query_key_value=behind(
+            layer.input_layernorm, torch.cat([each.weight for each in parts]), biases, own.q_proj
+        ),
         query_norm=own.q_norm.weight.detach() * own.scaling,
         key_norm=own.k_norm.weight.detach().clone(),
-        attention_output=linear(own.o_proj.weight, own.o_proj.bias),
-        gate_up=linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * between, None),
-        down=linear(mlp.down_proj.weight, None),
+        attention_output=linear(own.o_proj.weight, own.o_proj.bias, samples.get(own.o_proj)),
+        gate_up=behind(
+            layer.post_attention_layernorm,
+            torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+            None,
+            mlp.gate_proj,
+        ),
+        down=linear(mlp.down_proj.weight, None, samples.get(mlp.down_proj)),
     )

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.forward.attention import attend
-from engine.forward.linear import Linear, MakeLinear
+from engine.forward.linear import Linear, MakeLinear, Samples
 from engine.forward.plan import Bounds, Heads
 from engine.forward.preemption import pause
 
@@ -73,12 +73,16 @@ class Encoder:
         """Last hidden states `[T, H]` of int64 ids and positions `[T]`."""
         x = self._embed(ids, positions, type_ids)
         for layer in self.layers:
-            pause()
-            x = layer.attention_norm(self._attention(layer, x, bounds).add_(x))
-            pause()
-            hidden = self.activation(layer.feed_forward_in(x))
-            x = layer.output_norm(layer.feed_forward_out(hidden).add_(x))
+            x = self.run_layer(layer, x, bounds)
         return x
+
+    def run_layer(self, layer: Layer, x: Tensor, bounds: Bounds) -> Tensor:
+        """States `[T, H]` before and after a layer."""
+        pause()
+        x = layer.attention_norm(self._attention(layer, x, bounds).add_(x))
+        pause()
+        hidden = self.activation(layer.feed_forward_in(x))
+        return layer.output_norm(layer.feed_forward_out(hidden).add_(x))
 
     def _embed(self, ids: Tensor, positions: Tensor, type_ids: Tensor | None) -> Tensor:
         x = self.words[ids].float().add_(self.positions[positions])
@@ -123,20 +127,25 @@ def read_model(model: Any, layers: Sequence[Layer], dtype: torch.dtype) -> Encod
     )
 
 
-def read_layer(layer: Any, linear: MakeLinear, dtype: torch.dtype) -> Layer:
+def read_layer(layer: Any, linear: MakeLinear, dtype: torch.dtype, samples: Samples) -> Layer:
     """One of transformers' layers, its weights in float32."""
     own, after = layer.attention.self, layer.attention.output
     scale = own.attention_head_size**-0.5
     parts = (own.query, own.key, own.value)
     weights, biases = [each.weight for each in parts], [each.bias for each in parts]
+
+    def of(module: Any) -> Linear:
+        return linear(module.weight, module.bias, samples.get(module))
+
     return Layer(
         query_key_value=linear(
             torch.cat([weights[0] * scale, *weights[1:]]),
             torch.cat([biases[0] * scale, *biases[1:]]),
+            samples.get(own.query),
         ),
-        attention_output=linear(after.dense.weight, after.dense.bias),
+        attention_output=of(after.dense),
         attention_norm=Norm.of(after.LayerNorm, dtype),
-        feed_forward_in=linear(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
-        feed_forward_out=linear(layer.output.dense.weight, layer.output.dense.bias),
+        feed_forward_in=of(layer.intermediate.dense),
+        feed_forward_out=of(layer.output.dense),
         output_norm=Norm.of(layer.output.LayerNorm, dtype),
     )

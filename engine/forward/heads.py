@@ -7,6 +7,7 @@ tokenizers or batching.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def classifier(model: Any) -> ScoreHead:
     head = model.classifier.float()
     pooler = getattr(model.base_model, "pooler", None)
     if pooler is not None:  # BERT: tanh of a linear layer over [CLS], then a linear layer
-        pooler = pooler.float()
+        if model.dtype != torch.float32:
+            pooler = copy.deepcopy(pooler).float()  # the model's own runs in the model's type
         return lambda hidden: head(pooler(hidden.first().float()[:, None])).squeeze(-1)
     return lambda hidden: head(hidden.first().float()[:, None]).squeeze(-1)  # takes [:, 0] itself
 

@@ -11,7 +11,10 @@ made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,22 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TYPICAL_TOKENS = 1024  # the blocked layout is chosen for this many; any number works
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2}
+_MIN_GAIN = 1.5
+_MAX_INT8_LOSS = 0.05
+_TINY = 1e-30  # a row of zeros has a scale too
+_SMALL = 1e-5
 
 Linear = Callable[[Tensor], Tensor]  # y = x W^T + b: [T, in] -> [T, out]
-MakeLinear = Callable[[Tensor, Tensor | None], Linear]  # of W float32 [out, in] and b [out]
+# Of W float32 [out, in], b [out] and rows [n, in] such as the layer will see.
+MakeLinear = Callable[[Tensor, Tensor | None, Tensor | None], Linear]
 
 
-class Plain:
-    """By `F.linear`, the weight as it is."""
-
-    __slots__ = ("bias", "weight")
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+Samples = Mapping[nn.Module, Tensor]  # what stock linear layers saw: rows [n, in]
 
 
 class Prepacked:
@@ -42,7 +41,7 @@ class Prepacked:
 
     __slots__ = ("_bias", "_weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_TOKENS)
         self._bias = None if bias is None else bias.detach().clone()
 
@@ -52,7 +51,7 @@ class Prepacked:
         return out
 
 
-def bfloat16(weight: Tensor, bias: Tensor | None) -> Linear:
+def bfloat16(weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> Linear:
     """Prepacked, in bfloat16."""
     return Prepacked(weight.bfloat16(), None if bias is None else bias.bfloat16())
 
@@ -80,11 +79,115 @@ class InPlaceGelu(nn.Module):
         return out
 
 
+class Int8:
+    """In int8 by oneDNN: a scale for each row of x and for each column of y, float32 outside.
+
+    A row is scaled by its own range, so that what it gives does not depend on its neighbours. Rows
+    are unsigned, because signed ones fall to a reference kernel on processors without AMX. Channels
+    of x that are always large are made smaller, and their weights larger ("SmoothQuant", arXiv
+    2211.10438), by what `sample` shows of them.
+    """
+
+    __slots__ = ("_levels", "_offsets", "_scales", "_shrink", "_sums", "_weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> None:
+        self._levels = 255 if _has_exact_pairs() else 127
+        weight, self._shrink = weight.detach(), None
+        if sample is not None and len(weight) > weight.shape[1]:  # else it costs too much
+            grow = _smoothing(weight, sample)
+            weight, self._shrink = weight * grow, grow.reciprocal()
+        self._scales = weight.abs().amax(dim=1).clamp_(min=_TINY).div_(127)
+        rows = (weight / self._scales[:, None]).round_()
+        self._sums = rows.sum(dim=1).mul_(self._scales)
+        self._offsets = self._sums.new_zeros(()) if bias is None else bias.detach().clone()
+        shape = [_TYPICAL_TOKENS, weight.shape[1]]
+        self._weight = torch.ops.onednn.qlinear_prepack(rows.to(torch.int8), shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._shrink is not None:
+            x = x * self._shrink
+        low = x.amin(dim=1, keepdim=True)
+        scales = x.amax(dim=1, keepdim=True).sub_(low).clamp_(min=_TINY).div_(self._levels)
+        out = _int8_product(_rounded((x - low).div_(scales)), self._weight, self._scales)
+        return out.mul_(scales).add_(torch.addcmul(self._offsets, low, self._sums))
+
+
+def _smoothing(weight: Tensor, sample: Tensor) -> Tensor:
+    """By how much each channel's weights grow: half of the way to ranges that are alike."""
+    rows = sample.abs().amax(dim=0).clamp_(min=_SMALL)
+    columns = weight.abs().amax(dim=0).clamp_(min=_SMALL)
+    grow = (rows / columns).sqrt_()
+    return grow.div_(grow.mean())
+
+
+def int8(weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> Linear:
+    """Int8, or in float32 where that loses too much of the product of the `sample` `[n, in]`."""
+    layer = Int8(weight, bias, sample)
+    if sample is not None:
+        wanted = F.linear(sample, weight, bias)
+        if (layer(sample) - wanted).norm() > _MAX_INT8_LOSS * wanted.norm():
+            return Prepacked(weight, bias)
+    return layer
+
+
+def _int8_product(rows: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    product = torch.ops.onednn.qlinear_pointwise.default
+    how: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+    out: Tensor = product(rows, 1.0, 0, weight, scales, zeros, None, *how)
+    return out
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """x rounded to uint8: a quantized tensor's storage as plain bytes."""
+    quantized = torch.quantize_per_tensor(x, 1.0, 0, torch.quint8)
+    out: Any = torch.empty(0, dtype=torch.uint8)
+    rows: Tensor = out.set_(quantized.untyped_storage(), 0, x.shape, x.stride())
+    return rows
+
+
+@functools.cache
+def _has_exact_pairs() -> bool:
+    """Whether this processor adds two products of 8 bits exactly. Without VNNI the sum of a pair is
+    cut at 16 bits, and rows may have 7 bits only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # once: PyTorch plans to drop the operator
+        _rounded(torch.zeros(1, 1))
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, [16, 64])
+    rows = torch.full((16, 64), 255, dtype=torch.uint8)
+    return bool((_int8_product(rows, packed, torch.ones(16)) == 64 * 255 * 127).all())
+
+
 # What linear layers compute in: how a layer is made, and the dtype of the states around it.
 FORMS: dict[str, tuple[MakeLinear, torch.dtype]] = {
     "float32": (Prepacked, torch.float32),
     "bfloat16": (bfloat16, torch.bfloat16),
+    "int8": (int8, torch.float32),
 }
+
+
+@functools.cache
+def is_faster(dtype: str) -> bool:
+    """Whether this process multiplies in `dtype` at least half as fast again as in float32.
+
+    Measured, because a virtual machine may not say what its processor has, or be slow at it.
+    """
+    if can_prepack(dtype) or can_prepack("float32"):
+        return False
+    weight, x = torch.rand(1024, 1024), torch.rand(256, 1024)
+    seconds = []
+    with torch.inference_mode():
+        for make, states in (FORMS["float32"], FORMS[dtype]):
+            layer, rows = make(weight, None, None), x.to(states)
+            seconds.append(min(_seconds(layer, rows) for _ in range(5)))
+    return seconds[0] > _MIN_GAIN * seconds[1]
+
+
+def _seconds(layer: Linear, rows: Tensor) -> float:
+    start = time.perf_counter()
+    layer(rows)
+    return time.perf_counter() - start
 
 
 def can_prepack(dtype: str = "float32") -> str:
@@ -99,7 +202,7 @@ def can_prepack(dtype: str = "float32") -> str:
             layer = nn.Linear(48, 32)
             x = torch.linspace(-2, 2, 5 * 48).reshape(5, 48)
             wanted = layer(x)
-            got = make(layer.weight, layer.bias)(x.to(states)).float()
+            got = make(layer.weight, layer.bias, None)(x.to(states)).float()
             error = (got - wanted).abs().max().item()
     except (RuntimeError, AttributeError, NotImplementedError) as reason:
         return f"oneDNN's prepacked product does not run: {reason}"

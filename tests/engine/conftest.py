@@ -6,9 +6,10 @@ import functools
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,6 +17,7 @@ from bench.loaded import load_embedder, load_reranker
 from bench.random_models import SHAPES, build
 from engine.devices import Device
 from engine.fitting import LoadOptions
+from engine.forward import linear
 from engine.model import EmbeddingModel, RerankingModel
 from engine.text.tokenizing import Tokenizer
 from engine.text.tokens import TextLimits
@@ -27,6 +29,13 @@ FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
 Folders = Callable[[str], Path]
 Embedders = Callable[..., EmbeddingModel]
 Rerankers = Callable[..., RerankingModel]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_type_on_every_processor() -> Iterator[None]:
+    """`auto` means float32 unless a test says otherwise."""
+    with mock.patch.object(linear, "is_faster", return_value=False):
+        yield
 
 
 @pytest.fixture(scope="session")

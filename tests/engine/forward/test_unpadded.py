@@ -173,7 +173,7 @@ def test_a_forward_of_our_own_that_gets_a_model_wrong_is_not_used(
     for family in (encoder, decoder):
         monkeypatch.setattr(family, "attend", lambda row, bounds, heads: leaky(row, bounds, heads))
     model = load_embedder("m", tiny_folder(name), CPU, LoadOptions())
-    assert "transformers' forward is used, our own does not fit: hidden states" in project_log.text
+    assert "our own forward in float32 does not fit this model: hidden states" in project_log.text
     assert model.layout == "unpadded"
     for got, own in zip(model.run(tokens), wanted, strict=True):
         np.testing.assert_allclose(got.dense, own.dense, atol=1e-5, rtol=0)
