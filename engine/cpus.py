@@ -20,6 +20,11 @@ def count_cpus(root: Path = Path("/")) -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
+def has_instructions(name: str, root: Path = Path("/")) -> bool:
+    """Whether the processor says that it has them, by Linux' name: "amx_bf16". False elsewhere."""
+    return f" {name} " in f" {read_text(root / 'proc/cpuinfo')} ".replace("\n", " ")
+
+
 def usable_cpus() -> set[int]:
     """CPU numbers that the scheduler may run this process on."""
     if hasattr(os, "sched_getaffinity"):

@@ -109,7 +109,8 @@ class _Ask:
         sequences = self._sequences(whole, shares)
         stock, forward = conversion.convert(whole, sequences, self.dtype)
         self._check(stock)
-        row = UnpaddedForward(forward, pad_id=pad_id_of(model.config), share_prefixes=shares)
+        pad_id = pad_id_of(model.config)
+        row = UnpaddedForward(forward, pad_id=pad_id, share_prefixes=shares, rounds_up=True)
         backbone = self._backbone(row, whole, "unpadded", "prepacked")
         reason = selfcheck.difference(row, sequences, stock.hidden, self.dtype)
         if reason:

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.forward.plan import MAX_PLAIN_LENGTH, Block, Bounds, Heads
+from engine.forward.plan import Block, Bounds, Heads, max_plain_length
 
 NAME = "unpadded"
 
+# A lone short sequence in bfloat16 spends more time between plain kernels than in them.
+_MAX_FUSED_SHORT = 48
 # Rows that attend at a time to a path longer than their segment: the mask is [rows, keys].
 _MASKED_ROWS = 256
 
@@ -32,7 +34,7 @@ def attend(row: Tensor, bounds: Bounds, heads: Heads) -> Tensor:
     queries, keys and values. Queries are already scaled.
     """
     if len(bounds.lengths) == 1 and heads.num_queries == heads.num_keys and not heads.causal:
-        return _attend_alone(row)
+        return _attend_alone(row, bounds.lengths[0])
     plan = bounds.plan(heads, row)
     vectors = row.view(-1, row.shape[2]).index_select(0, plan.gather)
     parts = iter(torch.split(vectors, plan.sizes))
@@ -44,10 +46,12 @@ def attend(row: Tensor, bounds: Bounds, heads: Heads) -> Tensor:
     return out.index_select(0, plan.scatter).view(row.shape[0], -1)
 
 
-def _attend_alone(row: Tensor) -> Tensor:
-    """One sequence: nothing is gathered."""
+def _attend_alone(row: Tensor, length: int) -> Tensor:
+    """One sequence: nothing is gathered. Unused rows ask as well, and nobody sees them."""
     q, k, v = row.view(row.shape[0], 3, -1, row.shape[2]).permute(1, 2, 0, 3).unbind()
-    if row.shape[0] > MAX_PLAIN_LENGTH:
+    k, v = k[:, :length], v[:, :length]
+    is_short = row.dtype == torch.bfloat16 and row.shape[0] <= _MAX_FUSED_SHORT
+    if is_short or row.shape[0] > max_plain_length(row):
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
     else:
         scores = torch.bmm(q, k.transpose(1, 2))

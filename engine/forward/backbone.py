@@ -9,11 +9,12 @@ comes first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.folder.recipe import OFFSET_FAMILIES
@@ -24,6 +25,8 @@ from engine.text.tokens import Tokens
 
 # A padded batch holds lengths down to this share of its longest: at most a third of it is padding.
 _MIN_SHARE_OF_LONGEST = 0.67
+
+Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,15 @@ class UnpaddedForward:
 
     `row` gives the states `[R, H]` of ids and positions `[R]`; `pad_id` is that of families whose
     positions start behind it. `share_prefixes` runs a common beginning once; only causal models may
-    ask for it.
+    ask for it. `rounds_up` adds unused rows, so that there are few different numbers of rows, since
+    oneDNN prepares each of them for milliseconds and forgets it when others come.
     """
 
     row: Callable[[Tensor, Tensor, Tensor | None, Bounds], Tensor]
     device: str = "cpu"
     pad_id: int | None = None
     share_prefixes: bool = False
+    rounds_up: bool = False
 
     def __call__(self, sequences: Sequence[Tokens]) -> Hidden:
         lengths = [len(tokens.ids) for tokens in sequences]
@@ -149,18 +154,34 @@ class UnpaddedForward:
             tree = prefix.share_prefixes([tokens.ids for tokens in sequences])
             if len(tree.ids) < len(tree.index):
                 bounds = Bounds(tree.lengths, tree.paths)
-                states = self.row(
-                    self._tensor(tree.ids), self._tensor(tree.positions), None, bounds
-                )
+                states = self._run(tree.ids, tree.positions, None, bounds)
                 return Hidden(states, self._tensor(lengths), self._tensor(tree.index))
         ids = np.concatenate([np.asarray(tokens.ids, dtype=np.int64) for tokens in sequences])
-        positions = self._tensor(_positions(ids, lengths, self.pad_id))
-        type_ids = self._tensor(_type_ids(sequences)) if has_types else None
-        states = self.row(self._tensor(ids), positions, type_ids, Bounds(tuple(lengths)))
+        positions = _positions(ids, lengths, self.pad_id)
+        type_ids = _type_ids(sequences) if has_types else None
+        states = self._run(ids, positions, type_ids, Bounds(tuple(lengths)))
         return Hidden(states, self._tensor(lengths))
+
+    def _run(self, ids: Array, positions: Array, type_ids: Array | None, bounds: Bounds) -> Tensor:
+        """`[R, H]`"""
+        num_rows = len(ids)
+        if self.rounds_up and (num_unused := -num_rows % _step(num_rows)):
+            bounds = replace(bounds, num_unused=num_unused)
+            # a row's repetition is as good as any: ids and positions that the model knows
+            ids, positions = (np.pad(each, (0, num_unused), "edge") for each in (ids, positions))
+            if type_ids is not None:
+                type_ids = np.pad(type_ids, (0, num_unused))
+        types = None if type_ids is None else self._tensor(type_ids)
+        return self.row(self._tensor(ids), self._tensor(positions), types, bounds)[:num_rows]
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(values, device=self.device)
+
+
+def _step(num_rows: int) -> int:
+    """What a number of rows is rounded up to a multiple of: a query adds three rows at most, a full
+    batch 2 %."""
+    return 4 if num_rows <= 32 else 8 if num_rows <= 64 else 32
 
 
 def pad_id_of(config: Any) -> int | None:
@@ -183,13 +204,13 @@ def transformers_row(
     return states
 
 
-def _type_ids(sequences: Sequence[Tokens]) -> np.ndarray:
+def _type_ids(sequences: Sequence[Tokens]) -> Array:
     """int64 `[T]`: most families know no other than 0."""
     rows = [tokens.type_ids or [0] * len(tokens.ids) for tokens in sequences]
     return np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
 
 
-def _positions(ids: np.ndarray, lengths: Sequence[int], pad_id: int | None) -> np.ndarray:
+def _positions(ids: Array, lengths: Sequence[int], pad_id: int | None) -> Array:
     """int64 `[T]`, counted from each sequence's start as transformers does for the family."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -198,7 +219,7 @@ def _positions(ids: np.ndarray, lengths: Sequence[int], pad_id: int | None) -> n
     real = (ids != pad_id).astype(np.int64)
     counted = np.cumsum(real)
     before = np.repeat(counted[starts] - real[starts], lengths)
-    positions: np.ndarray = (counted - before) * real + pad_id
+    positions: Array = (counted - before) * real + pad_id
     return positions
 
 

@@ -8,16 +8,20 @@ models or kernels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Up to this length three plain kernels (product, softmax, product) beat the fused one on a CPU
-# (bench/results/kernels.json, docs/log.md).
-MAX_PLAIN_LENGTH = 256
+from engine.cpus import has_instructions
+
+# Up to this length three plain kernels (product, softmax, product) beat the fused one on a CPU, by
+# dtype (docs/log.md); the fused one knows AMX. Other dtypes and devices always take the fused one.
+_MAX_PLAIN_LENGTHS = {
+    torch.float32: 400,
+    torch.bfloat16: 256 if has_instructions("amx_bf16") else 1024,
+}
 # With a path the scores are [length, path + length]; beyond this many keys they outgrow the cache.
 _MAX_PLAIN_KEYS = 1024
 # Sequences up to this length share a block with longer ones, padded by at most this share.
@@ -63,25 +67,29 @@ class Group:
         """Keys that the longest sequence's last token attends to."""
         return self.num_before + self.longest
 
-    @property
-    def is_plain(self) -> bool:
-        return self.longest <= MAX_PLAIN_LENGTH and self.num_keys <= _MAX_PLAIN_KEYS
+    def is_plain(self, max_length: int) -> bool:
+        return self.longest <= max_length and self.num_keys <= _MAX_PLAIN_KEYS
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How a row is divided into sequences: their lengths, and the path that each continues."""
+    """How a row is divided into sequences: their lengths, and the path that each continues.
+
+    Rows after the last sequence are nobody's: what attention gives for them has no meaning.
+    """
 
     lengths: tuple[int, ...]
     paths: tuple[Path, ...] = ()  # empty: no sequence continues one
+    num_unused: int = 0
     plans: dict[Heads, AttentionPlan] = field(default_factory=dict, compare=False)
 
-    def groups(self) -> list[Group]:
-        """Neighbours that gain from one block. Sort by length to get few."""
+    def groups(self, max_plain: int) -> list[Group]:
+        """Neighbours that gain from one block. Sort by length to get few. Plain kernels take
+        sequences of up to `max_plain` tokens, and padded ones in company."""
         groups: list[Group] = []
         for length, path in itertools.zip_longest(self.lengths, self.paths, fillvalue=()):
             assert isinstance(length, int)
-            if groups and _may_join(groups[-1], length, path):
+            if groups and _may_join(groups[-1], length, path, max_plain):
                 groups[-1] = Group((*groups[-1].lengths, length), path)
             else:
                 groups.append(Group((length,), path))
@@ -90,20 +98,26 @@ class Bounds:
     def plan(self, heads: Heads, like: Tensor) -> AttentionPlan:
         """Made once a batch; `like` gives the masks' dtype and device."""
         if heads not in self.plans:
-            self.plans[heads] = _plan(self.groups(), heads, like)
+            self.plans[heads] = _plan(self, heads, like)
         return self.plans[heads]
 
 
-def _may_join(group: Group, length: int, path: Path) -> bool:
+def max_plain_length(like: Tensor) -> int:
+    """Tokens of a sequence for which plain kernels are faster in this tensor's dtype."""
+    return _MAX_PLAIN_LENGTHS.get(like.dtype, 0) if like.device.type == "cpu" else 0
+
+
+def _may_join(group: Group, length: int, path: Path, max_plain: int) -> bool:
     if path != group.path:
         return False
-    if length == group.longest and length > MAX_PLAIN_LENGTH:
+    if length == group.longest and length > max_plain:
         return True
     if path:
         return length == group.longest and group.num_keys <= _MAX_SHARED_KEYS
     shortest = min(*group.lengths, length)
     longest = max(group.longest, length)
-    return longest <= _MAX_PADDED_LENGTH and longest <= (1 + _MAX_PADDING) * shortest
+    may_pad = longest <= min(_MAX_PADDED_LENGTH, max_plain)
+    return may_pad and longest <= (1 + _MAX_PADDING) * shortest
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +146,12 @@ class AttentionPlan:
     scatter: Tensor
 
 
-def _plan(groups: Sequence[Group], heads: Heads, like: Tensor) -> AttentionPlan:
+def _plan(bounds: Bounds, heads: Heads, like: Tensor) -> AttentionPlan:
     blocks, gather, places = [], [], []
+    max_plain = max_plain_length(like)
     row = base = 0
-    for group in groups:
+    for group in bounds.groups(max_plain):
+        is_plain = group.is_plain(max_plain)
         lengths = np.array(group.lengths)
         starts = row + np.cumsum(lengths) - lengths
         offsets = np.arange(group.longest)
@@ -145,7 +161,7 @@ def _plan(groups: Sequence[Group], heads: Heads, like: Tensor) -> AttentionPlan:
             np.broadcast_to(np.arange(*each), (len(own), each[1] - each[0])) for each in group.path
         ]
         keys = np.concatenate([*before, own], axis=1)
-        each = heads.num_queries if not group.is_plain else heads.num_keys  # heads of keys
+        each = heads.num_keys if is_plain else heads.num_queries  # heads of keys
         first = heads.num_queries + np.arange(each) // (each // heads.num_keys)
         for rows, places_of in (
             (own, np.arange(heads.num_queries)),
@@ -155,10 +171,11 @@ def _plan(groups: Sequence[Group], heads: Heads, like: Tensor) -> AttentionPlan:
             gather.append((rows[:, None] * heads.stride + places_of[None, :, None]).ravel())
         outputs = base + np.arange(own.size * heads.num_queries).reshape(len(own), -1, own.shape[1])
         places.append(outputs.transpose(0, 2, 1)[offsets < lengths[:, None]])
-        mask = _mask(group, heads, like)
-        blocks.append(Block(len(own), group.longest, group.num_keys, group.is_plain, mask))
+        mask = _mask(group, heads, like) if is_plain else None
+        blocks.append(Block(len(own), group.longest, group.num_keys, is_plain, mask))
         row += int(lengths.sum())
         base += outputs.size
+    places.append(np.zeros((bounds.num_unused, heads.num_queries), dtype=np.int64))
     return AttentionPlan(
         heads=heads,
         blocks=tuple(blocks),
@@ -169,9 +186,7 @@ def _plan(groups: Sequence[Group], heads: Heads, like: Tensor) -> AttentionPlan:
 
 
 def _mask(group: Group, heads: Heads, like: Tensor) -> Tensor | None:
-    """None where every query of a plain block sees every key; fused blocks mask by themselves."""
-    if not group.is_plain:
-        return None
+    """Of a plain block; None where every query sees every key."""
     length, before = group.longest, group.num_before
     if heads.causal:  # a padded key comes after every real query
         return like.new_full((length, group.num_keys), -torch.inf).triu_(before + 1)

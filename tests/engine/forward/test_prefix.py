@@ -231,7 +231,7 @@ def test_the_self_check_covers_every_kind_of_sharing() -> None:
     leaves = [row for row in tree.paths if row]
     assert len({len(tree.ids), len(tree.index)}) == 2
     assert len(leaves) > len(set(leaves)) > 1
-    assert any(group.path and len(group.lengths) > 1 for group in bounds.groups())
+    assert any(group.path and len(group.lengths) > 1 for group in bounds.groups(256))
     assert any(len(path) > 1 for path in tree.paths)
     ends = {tuple(sequence) for sequence in sequences}
     assert len(ends) < len(sequences)
@@ -254,14 +254,14 @@ def test_sharing_that_goes_wrong_fails_the_self_check_that_passes_without(
     assert not difference(share=True)
     groups = plan.Bounds.groups
 
-    def shifted(self: plan.Bounds) -> list[plan.Group]:
+    def shifted(self: plan.Bounds, max_plain: int) -> list[plan.Group]:
         """Every path begins a row too early or, at the beginning of the row, too late."""
         return [
             plan.Group(
                 group.lengths,
                 tuple((abs(first - 1), end - 1 if first else end) for first, end in group.path),
             )
-            for group in groups(self)
+            for group in groups(self, max_plain)
         ]
 
     monkeypatch.setattr(plan.Bounds, "groups", shifted)

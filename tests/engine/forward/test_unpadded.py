@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +22,10 @@ from engine import fitting
 from engine.fitting import LoadOptions
 from engine.forward import attention, conversion, decoder, encoder, linear, plan
 from engine.forward.attention import unpadded_attention
+from engine.forward.backbone import UnpaddedForward
 from engine.forward.plan import Bounds
 from engine.model import EmbeddingModel
-from engine.text.tokens import TextLimits
+from engine.text.tokens import TextLimits, Tokens
 from tests.engine.conftest import CPU
 from tests.engine.layers import forward_of
 
@@ -46,7 +47,7 @@ TOLERANCE = 1e-5
 def test_neighbours_that_gain_from_it_are_one_group(
     lengths: list[int], paths: Any, groups: list[list[int]]
 ) -> None:
-    found = Bounds(tuple(lengths), paths).groups()
+    found = Bounds(tuple(lengths), paths).groups(256)
     assert [list(group.lengths) for group in found] == groups
 
 
@@ -181,7 +182,8 @@ def test_a_forward_of_our_own_that_gets_a_model_wrong_is_not_used(
 
 def leaky(row: torch.Tensor, bounds: Bounds, heads: plan.Heads) -> torch.Tensor:
     """Lets every sequence see all others."""
-    return attention.attend(row, Bounds((sum(bounds.lengths),)), heads)
+    everything = Bounds((sum(bounds.lengths),), num_unused=bounds.num_unused)
+    return attention.attend(row, everything, heads)
 
 
 def leaky_attention(*args: Any, sequence_bounds: Bounds, **kwargs: Any) -> Any:
@@ -243,3 +245,27 @@ def test_layers_with_a_sliding_window_are_served_padded(
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert load_embedder("m", folder, CPU, LoadOptions()).layout == "padded"
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlm-roberta", "tiny-qwen3"])
+def test_unused_rows_change_nothing(load_tiny: Callable[..., EmbeddingModel], name: str) -> None:
+    model = load_tiny(name)
+    own = model._backbone.forward
+    assert isinstance(own, UnpaddedForward)
+    num_rows: list[int] = []
+
+    def noted(ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        num_rows.append(len(ids))
+        return own.row(ids, *rest)
+
+    forward = replace(own, row=noted)
+    batches = [[[7] * 5], [[7] * 5, list(range(9, 40))], [[8, 9] * 20 + [i] * i for i in (3, 4)]]
+    with torch.inference_mode():
+        for batch in batches:
+            tokens = [Tokens(ids) for ids in batch]
+            rounded = forward(tokens)
+            exact = replace(forward, rounds_up=False)(tokens)
+            assert num_rows[-2] % 4 == 0
+            assert len(rounded.states) == len(exact.states) == num_rows[-1]
+            torch.testing.assert_close(rounded.tokens(), exact.tokens(), atol=TOLERANCE, rtol=0)
+    assert num_rows[0] > num_rows[1]
