@@ -79,11 +79,21 @@ def fits(
     """
     layout = device.layout if options.layout == "auto" else options.layout
     dtypes = dtypes_of(device, options)
-    ask = _Ask(load, recipe, device, dtypes[-1], extra)
-    if layout == "unpadded" and options.linear != "plain" and device.kind == "cpu":
-        for dtype in dtypes:
-            yield from replace(ask, dtype=dtype).own()
+    own = layout == "unpadded" and options.linear != "plain" and device.kind == "cpu"
+    for place, dtype in enumerate(dtypes):
+        ask = _Ask(load, recipe, device, dtype, _reason(options, dtypes, place), extra)
+        if own:
+            yield from ask.own()
     yield from ask.transformers(layout, options.linear)
+
+
+def _reason(options: LoadOptions, dtypes: Sequence[str], place: int) -> str:
+    """Why this one of the types is taken."""
+    if place:
+        return f"{dtypes[0]} does not give the model's answer"
+    if options.dtype != "auto":
+        return "setting"
+    return "faster here, and no check's answer changes" if len(dtypes) > 1 else "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,7 @@ class _Ask:
     recipe: Recipe
     device: Device
     dtype: str
+    dtype_reason: str
     extra: Sequence[Tokens]
 
     def own(self) -> Iterator[Fitted]:
@@ -178,6 +189,7 @@ class _Ask:
             words=whole.base_model.get_input_embeddings().weight,
             device=self.device.name,
             dtype=self.dtype,
+            dtype_reason=self.dtype_reason,
             layout=layout,
             linear=linear,
             shares_prefixes=getattr(forward, "share_prefixes", False),

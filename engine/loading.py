@@ -193,7 +193,8 @@ def _refuse_incomplete(folder: Path, report: dict[str, Any]) -> None:
 
 def _log_decisions(model: EmbeddingModel | RerankingModel) -> None:
     name, recipe, now = model.name, model.recipe, model.describe()
-    log.info("model %s: %s, %s on %s", name, recipe.family, now["dtype"], now["device"])
+    log.info("model %s: %s on %s", name, recipe.family, now["device"])
+    log.info("model %s: computes in %s (%s)", name, now["dtype"], now["dtype_reason"])
     log.info("model %s: %s (%s)", name, recipe.kind, recipe.sources["kind"])
     if not recipe.is_reranker:
         source = recipe.sources["pooling"]

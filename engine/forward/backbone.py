@@ -37,6 +37,7 @@ class Backbone:
     words: Tensor  # [vocabulary, H]: the embedding table
     device: str
     dtype: str  # what linear layers compute in
+    dtype_reason: str
     layout: Literal["unpadded", "padded"]
     linear: Literal["prepacked", "plain"]
     shares_prefixes: bool
@@ -50,6 +51,7 @@ class Backbone:
         return {
             "device": self.device,
             "dtype": self.dtype,
+            "dtype_reason": self.dtype_reason,
             "layout": self.layout,
             "linear": self.linear,
         }

@@ -29,7 +29,8 @@ from tests.engine.layers import forward_of
             "tiny-prompts",
             {},
             [
-                "bert, float32 on cpu",
+                "bert on cpu",
+                "computes in float32 (default)",
                 "embedder (config.json: BertModel)",
                 "pooling mean (1_Pooling/config.json), without the prompt's tokens",
                 "outputs dense, 32 values",
