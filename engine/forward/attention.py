@@ -17,10 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.forward.plan import Block, Bounds, Heads, max_plain_length
+from engine.cpus import has_instructions
+from engine.forward.plan import Block, Bounds, Heads
 
 NAME = "unpadded"
 
+# Up to this length three plain kernels (product, softmax, product) beat the fused one on a CPU, by
+# dtype (docs/log.md); the fused one knows AMX. Other dtypes and devices always take the fused one.
+_MAX_PLAIN_LENGTHS = {
+    torch.float32: 400,
+    torch.bfloat16: 256 if has_instructions("amx_bf16") else 1024,
+}
 # A lone short sequence in bfloat16 spends more time between plain kernels than in them.
 _MAX_FUSED_SHORT = 48
 # Rows that attend at a time to a path longer than their segment: the mask is [rows, keys].
@@ -35,7 +42,7 @@ def attend(row: Tensor, bounds: Bounds, heads: Heads) -> Tensor:
     """
     if len(bounds.lengths) == 1 and heads.num_queries == heads.num_keys and not heads.causal:
         return _attend_alone(row, bounds.lengths[0])
-    plan = bounds.plan(heads, row)
+    plan = bounds.plan(heads, row, _max_plain_length(row))
     vectors = row.view(-1, row.shape[2]).index_select(0, plan.gather)
     parts = iter(torch.split(vectors, plan.sizes))
     out = row.new_empty(sum(plan.sizes[::3]), row.shape[2])
@@ -46,12 +53,17 @@ def attend(row: Tensor, bounds: Bounds, heads: Heads) -> Tensor:
     return out.index_select(0, plan.scatter).view(row.shape[0], -1)
 
 
+def _max_plain_length(like: Tensor) -> int:
+    """Tokens of a sequence for which plain kernels are faster in this tensor's dtype."""
+    return _MAX_PLAIN_LENGTHS.get(like.dtype, 0) if like.device.type == "cpu" else 0
+
+
 def _attend_alone(row: Tensor, length: int) -> Tensor:
     """One sequence: nothing is gathered. Unused rows ask as well, and nobody sees them."""
     q, k, v = row.view(row.shape[0], 3, -1, row.shape[2]).permute(1, 2, 0, 3).unbind()
     k, v = k[:, :length], v[:, :length]
     is_short = row.dtype == torch.bfloat16 and row.shape[0] <= _MAX_FUSED_SHORT
-    if is_short or row.shape[0] > max_plain_length(row):
+    if is_short or row.shape[0] > _max_plain_length(row):
         out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=1.0)[0]
     else:
         scores = torch.bmm(q, k.transpose(1, 2))

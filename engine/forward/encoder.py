@@ -91,7 +91,7 @@ class Encoder:
         return self.norm(x).to(self.dtype)
 
     def _attention(self, layer: Layer, x: Tensor, bounds: Bounds) -> Tensor:
-        row = layer.query_key_value(x).view(len(x), self.heads.stride, -1)
+        row = layer.query_key_value(x).view(len(x), 3 * self.heads.num_queries, -1)
         return layer.attention_output(attend(row, bounds, self.heads))
 
 

@@ -36,19 +36,24 @@ MakeLinear = Callable[[Tensor, Tensor | None, Tensor | None], Linear]
 Samples = Mapping[nn.Module, Tensor]  # what stock linear layers saw: rows [n, in]
 
 
-class Prepacked:
-    """By oneDNN over a prepacked copy of the weight; x and y are of the weight's dtype."""
+class Prepacked(functools.partial[Tensor]):
+    """By oneDNN over a prepacked copy of the weight; x and y are of the weight's dtype.
 
-    __slots__ = ("_bias", "_weight")
+    A partial call of the operator: nothing of ours runs between it and the layer.
+    """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_TOKENS)
-        self._bias = None if bias is None else bias.detach().clone()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        product = torch.ops.mkldnn._linear_pointwise.default
-        out: Tensor = product(x, self._weight, self._bias, "none", [], "")
-        return out
+    def __new__(
+        cls, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None
+    ) -> Prepacked:
+        return super().__new__(
+            cls,
+            torch.ops.mkldnn._linear_pointwise.default,
+            W=torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TYPICAL_TOKENS),
+            B=None if bias is None else bias.detach().clone(),
+            attr="none",
+            scalars=[],
+            algorithm="",
+        )
 
 
 def bfloat16(weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> Linear:

@@ -14,14 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.cpus import has_instructions
-
-# Up to this length three plain kernels (product, softmax, product) beat the fused one on a CPU, by
-# dtype (docs/log.md); the fused one knows AMX. Other dtypes and devices always take the fused one.
-_MAX_PLAIN_LENGTHS = {
-    torch.float32: 400,
-    torch.bfloat16: 256 if has_instructions("amx_bf16") else 1024,
-}
 # With a path the scores are [length, path + length]; beyond this many keys they outgrow the cache.
 _MAX_PLAIN_KEYS = 1024
 # Sequences up to this length share a block with longer ones, padded by at most this share.
@@ -95,16 +87,11 @@ class Bounds:
                 groups.append(Group((length,), path))
         return groups
 
-    def plan(self, heads: Heads, like: Tensor) -> AttentionPlan:
+    def plan(self, heads: Heads, like: Tensor, max_plain: int) -> AttentionPlan:
         """Made once a batch; `like` gives the masks' dtype and device."""
         if heads not in self.plans:
-            self.plans[heads] = _plan(self, heads, like)
+            self.plans[heads] = _plan(self, heads, like, max_plain)
         return self.plans[heads]
-
-
-def max_plain_length(like: Tensor) -> int:
-    """Tokens of a sequence for which plain kernels are faster in this tensor's dtype."""
-    return _MAX_PLAIN_LENGTHS.get(like.dtype, 0) if like.device.type == "cpu" else 0
 
 
 def _may_join(group: Group, length: int, path: Path, max_plain: int) -> bool:
@@ -146,9 +133,8 @@ class AttentionPlan:
     scatter: Tensor
 
 
-def _plan(bounds: Bounds, heads: Heads, like: Tensor) -> AttentionPlan:
+def _plan(bounds: Bounds, heads: Heads, like: Tensor, max_plain: int) -> AttentionPlan:
     blocks, gather, places = [], [], []
-    max_plain = max_plain_length(like)
     row = base = 0
     for group in bounds.groups(max_plain):
         is_plain = group.is_plain(max_plain)
