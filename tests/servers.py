@@ -71,10 +71,11 @@ def free_port() -> int:
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without any setting or hub variable, plus `extra`."""
+    """This process's variables without any setting or hub variable, plus `extra`. Numbers are the
+    same on every processor, unless `extra` says otherwise."""
     dropped = ("EMBEDDING_", "HF_", "TRANSFORMERS_", "TORCH_DEVICE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return {**kept, **extra}
+    return {**kept, "EMBEDDING_DTYPE": "float32", **extra}
 
 
 @contextlib.contextmanager

@@ -88,33 +88,40 @@ class Int8:
     """In int8 by oneDNN: a scale for each row of x and for each column of y, float32 outside.
 
     A row is scaled by its own range, so that what it gives does not depend on its neighbours. Rows
-    are unsigned, because signed ones fall to a reference kernel on processors without AMX. Channels
-    of x that are always large are made smaller, and their weights larger ("SmoothQuant", arXiv
-    2211.10438), by what `sample` shows of them.
+    are unsigned, because signed ones fall to a reference kernel on processors without AMX. Layers
+    that widen make channels of x that are always large smaller, and their weights larger
+    ("SmoothQuant", arXiv 2211.10438), by what `sample` shows, and put zero in the middle of a row's
+    range; the others begin it at the row's smallest value, which is exact to one more bit and costs
+    a pass over y.
     """
 
-    __slots__ = ("_levels", "_offsets", "_scales", "_shrink", "_sums", "_weight")
+    __slots__ = ("_bias", "_columns", "_levels", "_shrink", "_sums", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> None:
         self._levels = 255 if _has_exact_pairs() else 127
         weight, self._shrink = weight.detach(), None
-        if sample is not None and len(weight) > weight.shape[1]:  # else it costs too much
-            grow = _smoothing(weight, sample)
+        if len(weight) > weight.shape[1]:
+            grow = weight.new_ones(()) if sample is None else _smoothing(weight, sample)
             weight, self._shrink = weight * grow, grow.reciprocal()
-        self._scales = weight.abs().amax(dim=1).clamp_(min=_TINY).div_(127)
-        rows = (weight / self._scales[:, None]).round_()
-        self._sums = rows.sum(dim=1).mul_(self._scales)
-        self._offsets = self._sums.new_zeros(()) if bias is None else bias.detach().clone()
+        self._columns = weight.abs().amax(dim=1).clamp_(min=_TINY).div_(127)
+        rows = (weight / self._columns[:, None]).round_()
+        self._sums = rows.sum(dim=1).mul_(self._columns)
+        self._bias = self._sums.new_zeros(()) if bias is None else bias.detach().clone()
         shape = [_TYPICAL_TOKENS, weight.shape[1]]
         self._weight = torch.ops.onednn.qlinear_prepack(rows.to(torch.int8), shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._shrink is not None:
             x = x * self._shrink
+            zero = (self._levels + 1) // 2
+            largest = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
+            scales = largest.clamp_(min=_TINY).div_(zero - 1)
+            out = _int8_product(_rounded(x.div_(scales), zero), zero, self._weight, self._columns)
+            return out.mul_(scales).add_(self._bias)
         low = x.amin(dim=1, keepdim=True)
         scales = x.amax(dim=1, keepdim=True).sub_(low).clamp_(min=_TINY).div_(self._levels)
-        out = _int8_product(_rounded((x - low).div_(scales)), self._weight, self._scales)
-        return out.mul_(scales).add_(torch.addcmul(self._offsets, low, self._sums))
+        out = _int8_product(_rounded((x - low).div_(scales), 0), 0, self._weight, self._columns)
+        return out.mul_(scales).add_(torch.addcmul(self._bias, low, self._sums))
 
 
 def _smoothing(weight: Tensor, sample: Tensor) -> Tensor:
@@ -135,17 +142,18 @@ def int8(weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> L
     return layer
 
 
-def _int8_product(rows: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    zeros = torch.zeros(len(scales), dtype=torch.int32)
+def _int8_product(rows: Tensor, zero: int, weight: Tensor, columns: Tensor) -> Tensor:
+    """float32 `[T, out]` of uint8 rows less their zero point, by a prepacked int8 weight."""
+    zeros = torch.zeros(len(columns), dtype=torch.int32)
     product = torch.ops.onednn.qlinear_pointwise.default
     how: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
-    out: Tensor = product(rows, 1.0, 0, weight, scales, zeros, None, *how)
+    out: Tensor = product(rows, 1.0, zero, weight, columns, zeros, None, *how)
     return out
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """x rounded to uint8: a quantized tensor's storage as plain bytes."""
-    quantized = torch.quantize_per_tensor(x, 1.0, 0, torch.quint8)
+def _rounded(x: Tensor, zero: int) -> Tensor:
+    """x rounded to uint8 around a zero point: a quantized tensor's storage as plain bytes."""
+    quantized = torch.quantize_per_tensor(x, 1.0, zero, torch.quint8)
     out: Any = torch.empty(0, dtype=torch.uint8)
     rows: Tensor = out.set_(quantized.untyped_storage(), 0, x.shape, x.stride())
     return rows
@@ -157,11 +165,11 @@ def _has_exact_pairs() -> bool:
     cut at 16 bits, and rows may have 7 bits only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # once: PyTorch plans to drop the operator
-        _rounded(torch.zeros(1, 1))
+        _rounded(torch.zeros(1, 1), 0)
     weight = torch.full((16, 64), 127, dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, [16, 64])
     rows = torch.full((16, 64), 255, dtype=torch.uint8)
-    return bool((_int8_product(rows, packed, torch.ones(16)) == 64 * 255 * 127).all())
+    return bool((_int8_product(rows, 0, packed, torch.ones(16)) == 64 * 255 * 127).all())
 
 
 # What linear layers compute in: how a layer is made, and the dtype of the states around it.
