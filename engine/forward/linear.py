@@ -25,6 +25,7 @@ _TYPICAL_TOKENS = 1024  # the blocked layout is chosen for this many; any number
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2}
 _MIN_GAIN = 1.5
 _MAX_INT8_LOSS = 0.05
+_MIN_SYMMETRIC = 4  # outputs for each input
 _TINY = 1e-30  # a row of zeros has a scale too
 _SMALL = 1e-5
 
@@ -88,20 +89,21 @@ class Int8:
     """In int8 by oneDNN: a scale for each row of x and for each column of y, float32 outside.
 
     A row is scaled by its own range, so that what it gives does not depend on its neighbours. Rows
-    are unsigned, because signed ones fall to a reference kernel on processors without AMX. Layers
-    that widen make channels of x that are always large smaller, and their weights larger
-    ("SmoothQuant", arXiv 2211.10438), by what `sample` shows, and put zero in the middle of a row's
-    range; the others begin it at the row's smallest value, which is exact to one more bit and costs
-    a pass over y.
+    are unsigned, because signed ones fall to a reference kernel on processors without AMX. A row's
+    range begins at its smallest value, or, in layers so wide that another pass over y would cost
+    much, has zero in its middle, which is coarser by a bit. Layers that widen make channels of x
+    that are always large smaller, and their weights larger ("SmoothQuant", arXiv 2211.10438), by
+    what `sample` shows.
     """
 
-    __slots__ = ("_bias", "_columns", "_levels", "_shrink", "_sums", "_weight")
+    __slots__ = ("_bias", "_columns", "_is_symmetric", "_levels", "_shrink", "_sums", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, sample: Tensor | None = None) -> None:
         self._levels = 255 if _has_exact_pairs() else 127
+        self._is_symmetric = len(weight) >= _MIN_SYMMETRIC * weight.shape[1]
         weight, self._shrink = weight.detach(), None
-        if len(weight) > weight.shape[1]:
-            grow = weight.new_ones(()) if sample is None else _smoothing(weight, sample)
+        if sample is not None and len(weight) > weight.shape[1]:
+            grow = _smoothing(weight, sample)
             weight, self._shrink = weight * grow, grow.reciprocal()
         self._columns = weight.abs().amax(dim=1).clamp_(min=_TINY).div_(127)
         rows = (weight / self._columns[:, None]).round_()
@@ -113,13 +115,13 @@ class Int8:
     def __call__(self, x: Tensor) -> Tensor:
         if self._shrink is not None:
             x = x * self._shrink
+        low, high = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
+        if self._is_symmetric:
             zero = (self._levels + 1) // 2
-            largest = torch.maximum(x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True).neg_())
-            scales = largest.clamp_(min=_TINY).div_(zero - 1)
-            out = _int8_product(_rounded(x.div_(scales), zero), zero, self._weight, self._columns)
+            scales = torch.maximum(high, low.neg_()).clamp_(min=_TINY).div_(zero - 1)
+            out = _int8_product(_rounded(x / scales, zero), zero, self._weight, self._columns)
             return out.mul_(scales).add_(self._bias)
-        low = x.amin(dim=1, keepdim=True)
-        scales = x.amax(dim=1, keepdim=True).sub_(low).clamp_(min=_TINY).div_(self._levels)
+        scales = high.sub_(low).clamp_(min=_TINY).div_(self._levels)
         out = _int8_product(_rounded((x - low).div_(scales), 0), 0, self._weight, self._columns)
         return out.mul_(scales).add_(torch.addcmul(self._bias, low, self._sums))
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from engine import memory
 from engine.errors import ModelError
@@ -265,3 +266,35 @@ def test_bytes_read_as_people_say_them(num_bytes: int, words: str) -> None:
 )
 def test_parameters_are_counted_as_models_are_named(number: int, words: str) -> None:
     assert format_count(number) == words
+
+
+def test_pages_of_mapped_files_are_dropped_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    content = bytes(range(256)) * 4096
+    path.write_bytes(content)
+    mapped = torch.from_file(str(path), size=len(content), dtype=torch.uint8)
+    own = mapped.clone()
+    before = _resident_kb(path)
+    assert before > 900
+    spans = [(each.data_ptr(), each.nbytes) for each in (mapped, own)]
+    memory.drop_pages(spans)
+    assert _resident_kb(path) < before / 10
+    assert bytes(mapped.numpy()) == content
+    assert bytes(own.numpy()) == content  # memory that is no file's stays as it is
+
+
+def test_nothing_is_dropped_where_nothing_says_what_is_mapped(tmp_path: Path) -> None:
+    own = torch.ones(1 << 20)
+    memory.drop_pages([(own.data_ptr(), own.nbytes)], root=tmp_path)
+    assert own.min() == 1
+
+
+def _resident_kb(path: Path) -> int:
+    """Of this process's mapping of the file."""
+    found, total = False, 0
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split()[0]:
+            found = line.endswith(str(path))
+        elif found and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
