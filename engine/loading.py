@@ -32,7 +32,7 @@ from engine.text.tokens import TextLimits, Tokens
 log = logging.getLogger("embedding.engine")
 
 _QWEN3_END = "<|endoftext|>"
-_MAX_SAMPLE_TOKENS = 64  # of a built-in text
+_MAX_SAMPLE_TOKENS = 24  # of a built-in text
 # Least cosine of a built-in text's vector with the stock model's. Nobody who asked for no type may
 # notice which one is taken.
 _LEAST_COSINE = {"auto": 0.9995, "bfloat16": 0.99, "int8": 0.97}

@@ -49,11 +49,16 @@ def release(device_kind: str = "cpu") -> None:
     device = getattr(sys.modules.get("torch"), device_kind, None)
     if empty_cache := getattr(device, "empty_cache", None):
         empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Return the C heap's free pages to the system: glibc keeps them otherwise."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim  # glibc keeps freed pages otherwise
+        malloc_trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library, another system
         return
-    trim(0)
+    malloc_trim(0)
 
 
 def drop_pages(spans: Iterable[tuple[int, int]], root: Path = Path("/")) -> None:

@@ -23,9 +23,9 @@ from engine.text.tokens import PairLimits, Tokens
 if TYPE_CHECKING:
     from engine.model import RerankingModel
 
-_LENGTHS = (1, 2, 7, 7, 19, 23, 40)  # a single token, equals, a padded pair, a mix
+_LENGTHS = (1, 2, 7, 7, 12, 15, 24)  # a single token, equals, a padded pair, a mix
 # Tokens shared with the longest, own tokens: two levels, equal neighbours, one that just ends.
-_BRANCHES = ((16, 5), (24, 3), (24, 9), (24, 9), (24, 0))
+_BRANCHES = ((8, 5), (16, 3), (16, 8), (16, 8), (16, 0))
 STOCK_ATTENTION = "sdpa"
 
 # What vectors are compared on: three languages, from a few words to a few sentences.

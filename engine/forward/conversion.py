@@ -114,6 +114,7 @@ def _each_layer_once(layers: Sequence[Any], read: Callable[[Any], None]) -> Iter
         layer.to("meta")
         spans = [(each.data_ptr(), each.nbytes) for each in stored]
         memory.drop_pages(spans)
+        memory.trim()
         stored.clear()
 
     handles = [layer.register_forward_pre_hook(before) for layer in layers]

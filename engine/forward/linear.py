@@ -25,6 +25,7 @@ _TYPICAL_TOKENS = 1024  # the blocked layout is chosen for this many; any number
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2}
 _MIN_GAIN = 1.5
 _MAX_INT8_LOSS = 0.05
+_SMOOTHING = 0.35
 _MIN_SYMMETRIC = 4  # outputs for each input
 _TINY = 1e-30  # a row of zeros has a scale too
 _SMALL = 1e-5
@@ -127,10 +128,10 @@ class Int8:
 
 
 def _smoothing(weight: Tensor, sample: Tensor) -> Tensor:
-    """By how much each channel's weights grow: half of the way to ranges that are alike."""
+    """By how much each channel's weights grow: part of the way to ranges that are alike."""
     rows = sample.abs().amax(dim=0).clamp_(min=_SMALL)
     columns = weight.abs().amax(dim=0).clamp_(min=_SMALL)
-    grow = (rows / columns).sqrt_()
+    grow = rows**_SMOOTHING / columns ** (1 - _SMOOTHING)
     return grow.div_(grow.mean())
 
 
