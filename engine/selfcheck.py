@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LENGTHS = (1, 2, 7, 7, 12, 15, 24)  # a single token, equals, a padded pair, a mix
 # Tokens shared with the longest, own tokens: two levels, equal neighbours, one that just ends.
-_BRANCHES = ((8, 5), (16, 3), (16, 8), (16, 8), (16, 0))
+_BRANCHES = ((8, 5), (17, 3), (17, 9), (17, 9), (17, 0))
 STOCK_ATTENTION = "sdpa"
 
 # What vectors are compared on: three languages, from a few words to a few sentences.
