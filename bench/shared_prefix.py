@@ -51,7 +51,9 @@ def without_sharing(model: RerankingModel) -> RerankingModel:
     """The same weights, every sequence on its own."""
     plain = RerankingModel.__new__(RerankingModel)
     plain.__dict__.update(model.__dict__)
-    plain._backbone = dataclasses.replace(model._backbone, shares_prefixes=False)
+    backbone: Any = model._backbone
+    forward = dataclasses.replace(backbone.forward, share_prefixes=False)
+    plain._backbone = dataclasses.replace(backbone, forward=forward, shares_prefixes=False)
     return plain
 
 
