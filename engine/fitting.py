@@ -61,11 +61,11 @@ class Fitted:
 
 def dtypes_of(device: Device, options: LoadOptions) -> list[str]:
     """What linear layers may compute in, the first that gives the model's answer being taken."""
+    is_cpu = device.kind == "cpu"
     if options.dtype == "int8":
-        return ["int8", device.dtype]
+        return ["int8", "float32"] if is_cpu else [device.dtype]
     if options.dtype != "auto":
         return [options.dtype]
-    is_cpu = device.kind == "cpu"
     return ["bfloat16", "float32"] if is_cpu and linear.is_faster("bfloat16") else [device.dtype]
 
 
@@ -90,7 +90,7 @@ def fits(
 def _reason(options: LoadOptions, dtypes: Sequence[str], place: int) -> str:
     """Why this one of the types is taken."""
     if place:
-        return f"{dtypes[0]} does not give the model's answer"
+        return f"in {dtypes[0]} this model does not run, or its answer changes"
     if options.dtype != "auto":
         return "setting"
     return "faster here, and no check's answer changes" if len(dtypes) > 1 else "default"

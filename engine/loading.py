@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
-from engine import selfcheck
+from engine import memory, selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
 from engine.fitting import LoadOptions, dtypes_of, fits
 from engine.folder.recipe import Recipe, read_recipe
-from engine.forward import heads
+from engine.folder.sentence_files import read_object
+from engine.forward import conversion, heads
 from engine.forward.backbone import Hidden
 from engine.model import EmbeddingModel, RerankingModel
 from engine.outputs import dense_rows
@@ -136,9 +137,12 @@ def _check_scores(model: RerankingModel, sample: list[Tokens], wanted: list[floa
         return f"its score head does not fit: {error}"
 
 
-def bytes_per_value(device: Device, options: LoadOptions) -> int:
-    """Of weights in memory."""
-    return {"float32": 4, "int8": 1}.get(dtypes_of(device, options)[0], 2)
+def bytes_needed(folder: Path, device: Device, options: LoadOptions) -> int:
+    """What loading will need at most, from the weights' headers. Raises ModelError."""
+    dtypes = dtypes_of(device, options)
+    is_ours = read_object(folder / "config.json").get("model_type") in conversion.FAMILIES
+    sizes = {"float32": 4, "int8": 1}
+    return memory.model_bytes(folder, sizes.get(dtypes[0] if is_ours else dtypes[-1], 2))
 
 
 def set_threads(num_threads: int) -> None:

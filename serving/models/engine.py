@@ -56,7 +56,6 @@ def open_engine(settings: Settings) -> Engine:
         linear=settings.linear,
         overrides=overrides_of(settings),
     )
-    num_bytes = loading.bytes_per_value(device, options)
 
     def load(folder: ModelFolder) -> Any:
         loading.set_threads(threads)  # each thread has its own count
@@ -65,7 +64,7 @@ def open_engine(settings: Settings) -> Engine:
     preemption, on_cpu = settings.preemption, device.kind == "cpu"
     return Engine(
         load=load,
-        measure=lambda folder: memory.model_bytes(folder.path, num_bytes),
+        measure=lambda folder: loading.bytes_needed(folder.path, device, options),
         release=lambda: memory.release(device.kind),
         on_worker_start=lambda: loading.set_threads(threads),
         is_out_of_memory=loading.is_out_of_memory,

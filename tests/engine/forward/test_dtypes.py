@@ -20,7 +20,7 @@ from engine.fitting import LoadOptions
 from engine.forward import conversion, linear
 from engine.model import EmbeddingModel
 from engine.text.tokens import PairLimits, TextLimits, Tokens
-from tests.engine.conftest import CPU, Embedders, Folders
+from tests.engine.conftest import CPU, Embedders, Folders, change_json
 from tests.engine.layers import forward_of
 
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
@@ -194,3 +194,15 @@ def test_a_reranker_with_scores_that_are_not_finite_is_refused(copy_tiny: Folder
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="not finite"):
         load_reranker("m", path.parent, CPU, LoadOptions())
+
+
+def test_the_memory_of_a_load_is_that_of_the_type_that_the_model_can_have(
+    copy_tiny: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "is_faster", lambda dtype: True)
+    folder = copy_tiny("tiny-bert")
+    narrow = loading.bytes_needed(folder, CPU, LoadOptions())
+    wide = loading.bytes_needed(folder, CPU, LoadOptions(dtype="float32"))
+    assert loading.bytes_needed(folder, CPU, LoadOptions(dtype="int8")) < narrow < wide
+    change_json(folder / "config.json", model_type="no-forward-of-our-own")
+    assert loading.bytes_needed(folder, CPU, LoadOptions()) == wide
