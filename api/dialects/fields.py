@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,6 +14,7 @@ from pydantic import (
 )
 
 from engine.outputs import Weights
+from serving.scoring import ScoreRequest
 from settings import parse_keep_alive
 
 _MAX_OUTPUTS = 16
@@ -27,7 +27,7 @@ def _refuse_boolean(value: Any) -> Any:
 
 
 def _as_short_list(value: Any) -> Any:
-    """Each once, in the order asked."""
+    """Each output once, in the order asked."""
     if isinstance(value, list) and len(value) > _MAX_OUTPUTS:  # or each bad one would be named
         raise ValueError(f"must name at most {_MAX_OUTPUTS} outputs")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -40,7 +40,7 @@ def _lower(value: Any) -> Any:
 
 
 def _read_limit(value: Any) -> Any:
-    """-1 is as absent: the model's own."""
+    """-1 means the model's own limit, as when the field is absent."""
     value = _refuse_boolean(value)
     if value == -1:
         return None
@@ -73,7 +73,7 @@ EncodingFormat = Annotated[
 
 
 class Body(BaseModel):
-    """A request's body. What a dialect does not know is ignored; null is as absent."""
+    """A request's body. Unknown fields are ignored, and null means absent."""
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = Field(None, description="the default model when absent")
@@ -81,7 +81,7 @@ class Body(BaseModel):
 
 
 class PromptFields(BaseModel):
-    """What is put before a text; at most one of the three has an effect."""
+    """What is put before a text; at most one of these fields has an effect."""
 
     prompt_name: str | None = Field(None, description="a prompt of the model, by its name")
     input_type: str | None = Field(
@@ -119,19 +119,16 @@ class OutputWeights(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_many_names(cls, value: Any) -> Any:
-        """Each of a few is named, a million are not."""
+        """An error names each unknown key of a few, but not each of a million."""
         if isinstance(value, dict) and len(value) > len(cls.model_fields):
             raise ValueError("knows dense, sparse and colbert only")
         return value
 
-
-def _as_weights(given: OutputWeights | None) -> Weights | None:
-    if given is None:
-        return None
-    weights = Weights(given.dense, given.sparse, given.colbert)
-    if weights.dense + weights.sparse + weights.colbert == 0:
-        raise ValueError("at least one of dense, sparse, colbert must be above 0")
-    return weights
+    @model_validator(mode="after")
+    def _refuse_zeros(self) -> OutputWeights:
+        if self.dense + self.sparse + self.colbert == 0:
+            raise ValueError("at least one of dense, sparse, colbert must be above 0")
+        return self
 
 
 class RelevanceBody(Body, TruncateFields):
@@ -140,13 +137,47 @@ class RelevanceBody(Body, TruncateFields):
     instruction: str | None = Field(None, description="the task, for models that take one")
     raw_scores: bool | None = Field(None, description="true: no sigmoid")
     use_activation: bool | None = Field(None, description="false: no sigmoid")
-    weights: Annotated[OutputWeights | None, AfterValidator(_as_weights)] = Field(
+    weights: OutputWeights | None = Field(
         None, description="for an embedder with several outputs, such as bge-m3: hybrid score"
     )
 
+    @property
+    def wants_raw(self) -> bool:
+        return bool(self.raw_scores) or self.use_activation is False
 
-class Usage(BaseModel):
+    def wanted(self, queries: list[Any], documents: list[Any], **more: Any) -> ScoreRequest:
+        """The request for these two sides; `more` are fields of ScoreRequest."""
+        return ScoreRequest(
+            queries,
+            documents,
+            truncate=self.truncate is not False,
+            truncation_side=self.truncation_side or "right",
+            max_length=self.truncate_prompt_tokens,
+            instruction=self.instruction or None,
+            weights=Weights(**self.weights.model_dump()) if self.weights else None,
+            has_objects=True,
+            keep_alive_s=self.keep_alive,
+            **more,
+        )
+
+
+class Answer(BaseModel):
+    """The body of an answer, or an object within it."""
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """What the fields' own examples make together; a field without one is left out."""
+        fields = cls.model_fields.items()
+        return {name: field.examples[0] for name, field in fields if field.examples}
+
+
+class Usage(Answer):
     """Tokens of all texts or pairs, special ones included."""
 
-    prompt_tokens: int
-    total_tokens: int
+    prompt_tokens: int = Field(examples=[18])
+    total_tokens: int = Field(examples=[18])
+
+
+def usage_of(num_tokens: int) -> dict[str, int]:
+    """`Usage` as a dialect answers it: nothing is generated, so the two are equal."""
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

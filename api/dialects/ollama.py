@@ -12,13 +12,7 @@ from typing import Any, Literal
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dialects.fields import (
-    Body,
-    EncodingFormat,
-    Outputs,
-    PromptFields,
-    WholeNumber,
-)
+from api.dialects.fields import Answer, Body, EncodingFormat, Outputs, PromptFields, WholeNumber
 from api.http.body import begin, respond
 from api.http.routes import Routes
 from serving.embedding import EmbedRequest, PromptChoice, embed
@@ -59,19 +53,18 @@ class EmbedBody(_OllamaBody, PromptFields):
     )
 
 
-class EmbedAnswer(BaseModel):
+class EmbedAnswer(Answer):
     """200 of POST /api/embed; durations in nanoseconds."""
 
-    model: str
-    embeddings: list[list[float]] | list[str] | None = None
+    model: str = Field(examples=["bge-m3"])
+    embeddings: list[list[float]] | list[str] | None = Field(
+        None, examples=[[[0.0101, -0.0017, 0.0541]]]
+    )
     sparse: list[dict[str, float]] | None = None
     colbert: list[list[list[float]]] | list[list[str]] | None = None
-    total_duration: int
-    load_duration: int
-    prompt_eval_count: int | None = None
-
-
-_DURATIONS = {"total_duration": 14143917, "load_duration": 1019500}
+    total_duration: int = Field(examples=[14143917])
+    load_duration: int = Field(examples=[1019500])
+    prompt_eval_count: int | None = Field(None, examples=[8])
 
 
 @routes.post(
@@ -83,12 +76,7 @@ _DURATIONS = {"total_duration": 14143917, "load_duration": 1019500}
         "many_texts": {"input": ["why is the sky blue?", "hello"], "dimensions": 256},
     },
     gives=EmbedAnswer,
-    example={
-        "model": "bge-m3",
-        "embeddings": [[0.0101, -0.0017, 0.0541]],
-        **_DURATIONS,
-        "prompt_eval_count": 8,
-    },
+    example=EmbedAnswer.example(),
 )
 async def post_embed(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
@@ -121,7 +109,7 @@ _FIELDS = {"dense": "embeddings", "sparse": "sparse", "colbert": "colbert"}
 
 def _texts(value: Any) -> list[Any]:
     """Empty for what only loads the model: absent, null, an empty string or list."""
-    if value is None or value == "" or value == []:
+    if value is None or value == "":
         return []
     if isinstance(value, str):
         return [value]
@@ -136,10 +124,10 @@ class EmbeddingsBody(_OllamaBody):
     prompt: str | None = None
 
 
-class EmbeddingsAnswer(BaseModel):
+class EmbeddingsAnswer(Answer):
     """200 of POST /api/embeddings"""
 
-    embedding: list[float]
+    embedding: list[float] = Field(examples=[[0.5671, -0.0924, 3.041]])
 
 
 @routes.post(
@@ -148,7 +136,7 @@ class EmbeddingsAnswer(BaseModel):
     takes=EmbeddingsBody,
     examples={"one_text": {"prompt": "why is the sky blue?"}},
     gives=EmbeddingsAnswer,
-    example={"embedding": [0.5671, -0.0924, 3.041]},
+    example=EmbeddingsAnswer.example(),
 )
 async def post_embeddings(request: Request) -> Response:
     """The vector as pooled; none for an empty prompt, which only loads the model."""
@@ -174,18 +162,18 @@ class RerankBody(Body):
     instruction: str | None = Field(None, description="the task, for models that take one")
 
 
-class RerankResult(BaseModel):
+class RerankResult(Answer):
     """One document's place in `documents` and its relevance."""
 
-    index: int
-    relevance_score: float
+    index: int = Field(examples=[0])
+    relevance_score: float = Field(examples=[0.98])
 
 
-class RerankAnswer(BaseModel):
+class RerankAnswer(Answer):
     """200 of POST /api/rerank, best first."""
 
-    model: str
-    results: list[RerankResult]
+    model: str = Field(examples=["bge-reranker-v2-m3"])
+    results: list[RerankResult] = Field(examples=[[RerankResult.example()]])
 
 
 @routes.post(
@@ -194,7 +182,7 @@ class RerankAnswer(BaseModel):
     takes=RerankBody,
     examples={"panda": {"query": "what is a panda?", "documents": ["a bear", "a city"]}},
     gives=RerankAnswer,
-    example={"model": "bge-reranker-v2-m3", "results": [{"index": 0, "relevance_score": 0.98}]},
+    example=RerankAnswer.example(),
 )
 async def post_rerank(request: Request) -> Response:
     """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties."""

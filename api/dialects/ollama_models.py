@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import Field
 
-from api.dialects.fields import Body
+from api.dialects.fields import Answer, Body
 from api.http.body import check, read_object
 from api.http.routes import Routes
 from api.version import server_version
@@ -24,55 +24,38 @@ from serving.server import Server
 routes = Routes("Ollama", "ollama")
 
 
-class ModelDetails(BaseModel):
+class ModelDetails(Answer):
     """`family` is transformers' model_type."""
 
-    format: str
-    family: str
-    families: list[str]
-    parameter_size: str
-    quantization_level: str
+    format: str = Field(examples=["safetensors"])
+    family: str = Field(examples=["xlm-roberta"])
+    families: list[str] = Field(examples=[["xlm-roberta"]])
+    parameter_size: str = Field(examples=["568M"])
+    quantization_level: str = Field(examples=["F32"])
 
 
-class Tag(BaseModel):
+class Tag(Answer):
     """One model; `size` in bytes."""
 
-    name: str
-    model: str
-    modified_at: str
-    size: int
-    digest: str
-    details: ModelDetails
+    name: str = Field(examples=["bge-m3:latest"])
+    model: str = Field(examples=["bge-m3:latest"])
+    modified_at: str = Field(examples=["2026-11-21T09:00:00+00:00"])
+    size: int = Field(examples=[2271064456])
+    digest: str = Field(examples=["9f2c"])
+    details: ModelDetails = Field(examples=[ModelDetails.example()])
 
 
-class Tags(BaseModel):
+class Tags(Answer):
     """200 of GET /api/tags"""
 
-    models: list[Tag]
-
-
-DETAILS = {
-    "format": "safetensors",
-    "family": "xlm-roberta",
-    "families": ["xlm-roberta"],
-    "parameter_size": "568M",
-    "quantization_level": "F32",
-}
-TAG = {
-    "name": "bge-m3:latest",
-    "model": "bge-m3:latest",
-    "modified_at": "2026-11-21T09:00:00+00:00",
-    "size": 2271064456,
-    "digest": "9f2c",
-    "details": DETAILS,
-}
+    models: list[Tag] = Field(examples=[[Tag.example()]])
 
 
 @routes.get(
     "/api/tags",
     summary="Models that can be served",
     gives=Tags,
-    example={"models": [TAG]},
+    example=Tags.example(),
 )
 async def get_tags(request: Request) -> Tags:
     """Pinned ones first. What cannot be served is in the log and in `embedding models`."""
@@ -88,34 +71,25 @@ class ShowBody(Body):
     name: str | None = None
 
 
-class Shown(BaseModel):
+_MODEL_INFO = {
+    "general.architecture": "xlm-roberta",
+    "general.parameter_count": 567754752,
+    "xlm-roberta.context_length": 8192,
+    "xlm-roberta.embedding_length": 1024,
+}
+
+
+class Shown(Answer):
     """200 of POST /api/show; keys of `model_info` as Ollama writes them."""
 
-    license: str
-    modelfile: str
-    parameters: str
-    template: str
-    details: ModelDetails
-    model_info: dict[str, Any]
-    capabilities: list[str]
-    modified_at: str
-
-
-_SHOWN = {
-    "license": "",
-    "modelfile": "",
-    "parameters": "",
-    "template": "",
-    "details": DETAILS,
-    "model_info": {
-        "general.architecture": "xlm-roberta",
-        "general.parameter_count": 567754752,
-        "xlm-roberta.context_length": 8192,
-        "xlm-roberta.embedding_length": 1024,
-    },
-    "capabilities": ["embedding"],
-    "modified_at": "2026-11-21T09:00:00+00:00",
-}
+    license: str = Field(examples=[""])
+    modelfile: str = Field(examples=[""])
+    parameters: str = Field(examples=[""])
+    template: str = Field(examples=[""])
+    details: ModelDetails = Field(examples=[ModelDetails.example()])
+    model_info: dict[str, Any] = Field(examples=[_MODEL_INFO])
+    capabilities: list[str] = Field(examples=[["embedding"]])
+    modified_at: str = Field(examples=["2026-11-21T09:00:00+00:00"])
 
 
 @routes.post(
@@ -124,7 +98,7 @@ _SHOWN = {
     takes=ShowBody,
     examples={"the_default": {}},
     gives=Shown,
-    example=_SHOWN,
+    example=Shown.example(),
     computes=False,
 )
 async def post_show(request: Request) -> Shown:
@@ -168,17 +142,17 @@ def _shown(entry: Entry) -> Shown | None:
     )
 
 
-class Version(BaseModel):
+class Version(Answer):
     """200 of GET /api/version"""
 
-    version: str
+    version: str = Field(examples=["0.1.0"])
 
 
 @routes.get(
     "/api/version",
     summary="The server's version",
     gives=Version,
-    example={"version": "0.1.0"},
+    example=Version.example(),
 )
 async def get_version() -> Version:
     return Version(version=server_version())

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel
+from pydantic import Field
 
-from api.dialects.fields import Body
-from api.dialects.ollama_models import TAG, Tag, iso, tag_of
+from api.dialects.fields import Answer, Body
+from api.dialects.ollama_models import Tag, iso, tag_of
 from api.http.body import begin
 from api.http.routes import Routes
 from serving.errors import InvalidRequest
@@ -25,26 +25,23 @@ _FOR_EVER = "9999-12-31T23:59:59Z"
 class Running(Tag):
     """A model in memory. `pinned`: it was loaded at start and stays."""
 
-    expires_at: str
-    size_vram: int
-    context_length: int
-    pinned: bool
+    expires_at: str = Field(examples=[_FOR_EVER])
+    size_vram: int = Field(examples=[0])
+    context_length: int = Field(examples=[8192])
+    pinned: bool = Field(examples=[True])
 
 
-class RunningModels(BaseModel):
+class RunningModels(Answer):
     """200 of GET /api/ps"""
 
-    models: list[Running]
-
-
-_RUNNING = {**TAG, "expires_at": _FOR_EVER, "size_vram": 0, "context_length": 8192, "pinned": True}
+    models: list[Running] = Field(examples=[[Running.example()]])
 
 
 @routes.get(
     "/api/ps",
     summary="Models in memory",
     gives=RunningModels,
-    example={"models": [_RUNNING]},
+    example=RunningModels.example(),
 )
 async def get_ps(request: Request) -> RunningModels:
     """With when each will be unloaded, if nobody asks for it again."""
@@ -80,14 +77,14 @@ class GenerateBody(Body):
     prompt: str | None = None
 
 
-class Generated(BaseModel):
+class Generated(Answer):
     """200 of POST /api/generate"""
 
-    model: str
-    created_at: str
-    response: str
-    done: bool
-    done_reason: str
+    model: str = Field(examples=["bge-m3"])
+    created_at: str = Field(examples=["2026-11-21T09:00:00+00:00"])
+    response: str = Field(examples=[""])
+    done: bool = Field(examples=[True])
+    done_reason: str = Field(examples=["load"])
 
 
 @routes.post(
@@ -96,13 +93,7 @@ class Generated(BaseModel):
     takes=GenerateBody,
     examples={"load": {"keep_alive": "10m"}},
     gives=Generated,
-    example={
-        "model": "bge-m3",
-        "created_at": "2026-11-21T09:00:00+00:00",
-        "response": "",
-        "done": True,
-        "done_reason": "load",
-    },
+    example=Generated.example(),
 )
 async def post_generate(request: Request) -> Generated:
     """A model of EMBEDDING_MODEL always stays."""

@@ -11,9 +11,10 @@ import uuid
 from typing import Any
 
 from fastapi import Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from api.dialects.fields import (
+    Answer,
     Body,
     EncodingFormat,
     Outputs,
@@ -21,6 +22,7 @@ from api.dialects.fields import (
     TruncateFields,
     Usage,
     WholeNumber,
+    usage_of,
 )
 from api.http.body import begin, respond
 from api.http.routes import Routes
@@ -47,35 +49,25 @@ class EmbeddingsBody(Body, PromptFields, TruncateFields):
     outputs: Outputs = None
 
 
-class EmbeddingItem(BaseModel):
+class EmbeddingItem(Answer):
     """One text's outputs; one that was not asked for is absent."""
 
-    object: str
-    index: int
-    embedding: list[float] | str | None = None
+    object: str = Field(examples=["embedding"])
+    index: int = Field(examples=[0])
+    embedding: list[float] | str | None = Field(None, examples=[[0.0101, -0.0017, 0.0541]])
     sparse: dict[str, float] | None = None
     colbert: list[list[float]] | list[str] | None = None
 
 
-class EmbeddingsAnswer(BaseModel):
+class EmbeddingsAnswer(Answer):
     """200 of POST /v1/embeddings, in input order."""
 
-    object: str
-    data: list[EmbeddingItem]
-    model: str
-    usage: Usage
-    id: str
-    created: int
-
-
-_EXAMPLE = {
-    "object": "list",
-    "data": [{"object": "embedding", "index": 0, "embedding": [0.0101, -0.0017, 0.0541]}],
-    "model": "bge-m3",
-    "usage": {"prompt_tokens": 8, "total_tokens": 8},
-    "id": "embd-5c1f",
-    "created": 1795000000,
-}
+    object: str = Field(examples=["list"])
+    data: list[EmbeddingItem] = Field(examples=[[EmbeddingItem.example()]])
+    model: str = Field(examples=["bge-m3"])
+    usage: Usage = Field(examples=[Usage.example()])
+    id: str = Field(examples=["embd-5c1f"])
+    created: int = Field(examples=[1795000000])
 
 
 @routes.post(
@@ -88,7 +80,7 @@ _EXAMPLE = {
         "base64": {"input": ["why is the sky blue?", "hello"], "encoding_format": "base64"},
     },
     gives=EmbeddingsAnswer,
-    example=_EXAMPLE,
+    example=EmbeddingsAnswer.example(),
 )
 async def post_embeddings(request: Request) -> Response:
     """Vectors of one or many texts, L2-normalised, in input order."""
@@ -112,10 +104,7 @@ async def post_embeddings(request: Request) -> Response:
         "object": "list",
         "data": _items(embedded, len(texts if token_ids is None else token_ids)),
         "model": embedded.model,
-        "usage": {
-            "prompt_tokens": embedded.num_tokens,
-            "total_tokens": embedded.num_tokens,
-        },
+        "usage": usage_of(embedded.num_tokens),
         "id": f"embd-{uuid.uuid4().hex}",
         "created": int(time.time()),
     }
@@ -136,37 +125,28 @@ def _items(embedded: Embedded, num_items: int) -> list[dict[str, Any]]:
     ]
 
 
-class ModelCard(BaseModel):
+class ModelCard(Answer):
     """One model; `max_model_len` in tokens, `created` as Unix time."""
 
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    max_model_len: int
+    id: str = Field(examples=["bge-m3"])
+    object: str = Field(examples=["model"])
+    created: int = Field(examples=[1795000000])
+    owned_by: str = Field(examples=["embedding-server"])
+    max_model_len: int = Field(examples=[8192])
 
 
-class ModelCards(BaseModel):
+class ModelCards(Answer):
     """200 of GET /v1/models"""
 
-    object: str
-    data: list[ModelCard]
-
-
-_CARD = {
-    "id": "bge-m3",
-    "object": "model",
-    "created": 1795000000,
-    "owned_by": "embedding-server",
-    "max_model_len": 8192,
-}
+    object: str = Field(examples=["list"])
+    data: list[ModelCard] = Field(examples=[[ModelCard.example()]])
 
 
 @routes.get(
     "/v1/models",
     summary="Models that can be served",
     gives=ModelCards,
-    example={"object": "list", "data": [_CARD]},
+    example=ModelCards.example(),
 )
 async def get_models(request: Request) -> ModelCards:
     """Those loaded at start come first."""
@@ -180,7 +160,7 @@ async def get_models(request: Request) -> ModelCards:
     "/v1/models/{model:path}",
     summary="One model",
     gives=ModelCard,
-    example=_CARD,
+    example=ModelCard.example(),
 )
 async def get_model(request: Request, model: str) -> ModelCard:
     """By its name, `name:latest` or a hub id."""

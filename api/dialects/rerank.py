@@ -7,22 +7,15 @@ text-embeddings-inference's, whose /rerank this also is.
 from __future__ import annotations
 
 import uuid
-from typing import Any, cast
+from typing import Any
 
 from fastapi import Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from api.dialects.fields import (
-    Body,
-    RelevanceBody,
-    Side,
-    Usage,
-    WholeNumber,
-)
+from api.dialects.fields import Answer, Body, RelevanceBody, Side, Usage, WholeNumber, usage_of
 from api.http.body import check, read_object, respond
 from api.http.errors import speaks
 from api.http.routes import Routes
-from engine.outputs import Weights
 from serving.errors import InvalidRequest
 from serving.scoring import Scored, ScoreRequest, score
 from serving.state import Call
@@ -40,28 +33,37 @@ class RerankBody(RelevanceBody):
     max_tokens_per_doc: WholeNumber | None = Field(None, description="documents are cut to this")
 
 
-class RerankedDocument(BaseModel):
+class RerankedDocument(Answer):
     """The document as it was sent."""
 
-    text: str
+    text: str = Field(examples=["a bear"])
 
 
-class RerankResult(BaseModel):
+class RerankResult(Answer):
     """One document: its index in `documents`, its relevance."""
 
-    index: int
-    relevance_score: float
-    document: RerankedDocument | None = None
+    index: int = Field(examples=[0])
+    relevance_score: float = Field(examples=[0.98])
+    document: RerankedDocument | None = Field(None, examples=[RerankedDocument.example()])
 
 
-class RerankAnswer(BaseModel):
+def _meta(num_tokens: int) -> dict[str, Any]:
+    """As Cohere's and SiliconFlow's clients read it."""
+    return {
+        "api_version": {"version": "2"},
+        "billed_units": {"search_units": 1},
+        "tokens": {"input_tokens": num_tokens, "output_tokens": 0},
+    }
+
+
+class RerankAnswer(Answer):
     """200 of POST /rerank, best first."""
 
-    id: str
-    model: str
-    results: list[RerankResult]
-    usage: Usage
-    meta: dict[str, Any]
+    id: str = Field(examples=["rerank-5c1f"])
+    model: str = Field(examples=["bge-reranker-v2-m3"])
+    results: list[RerankResult] = Field(examples=[[RerankResult.example()]])
+    usage: Usage = Field(examples=[Usage.example()])
+    meta: dict[str, Any] = Field(examples=[_meta(18)])
 
 
 class TEIRerankBody(Body):
@@ -75,30 +77,12 @@ class TEIRerankBody(Body):
     truncation_direction: Side = None
 
 
-class Rank(BaseModel):
+class Rank(Answer):
     """A text's index in `texts` and its relevance."""
 
     index: int
     score: float
     text: str | None = None
-
-
-def _meta(num_tokens: int) -> dict[str, Any]:
-    """As Cohere's and SiliconFlow's clients read it."""
-    return {
-        "api_version": {"version": "2"},
-        "billed_units": {"search_units": 1},
-        "tokens": {"input_tokens": num_tokens, "output_tokens": 0},
-    }
-
-
-_RERANKED = {
-    "id": "rerank-5c1f",
-    "model": "bge-reranker-v2-m3",
-    "results": [{"index": 0, "relevance_score": 0.98, "document": {"text": "a bear"}}],
-    "usage": {"prompt_tokens": 18, "total_tokens": 18},
-    "meta": _meta(18),
-}
 
 
 @routes.post(
@@ -112,7 +96,7 @@ _RERANKED = {
         "as_tei": {"query": "what is a panda?", "texts": ["a bear", "a city"]},
     },
     gives=RerankAnswer | list[Rank],
-    example=_RERANKED,
+    example=RerankAnswer.example(),
 )
 async def post_rerank(request: Request) -> Response:
     """Scores from 0 to 1 by a reranker, cosine by an embedder; best first, stable on ties. With
@@ -127,25 +111,14 @@ async def post_rerank(request: Request) -> Response:
     body = check(value, RerankBody)
     if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 1:
         raise InvalidRequest("max_tokens_per_doc must be at least 1", "max_tokens_per_doc")
-    wanted = ScoreRequest(
-        [body.query],
-        body.documents,
-        truncate=body.truncate is not False,
-        truncation_side=body.truncation_side or "right",
-        max_length=body.truncate_prompt_tokens,
-        max_document=body.max_tokens_per_doc,
-        instruction=body.instruction or None,
-        weights=cast("Weights | None", body.weights),
-        has_objects=True,
-        keep_alive_s=body.keep_alive,
-    )
+    wanted = body.wanted([body.query], body.documents, max_document=body.max_tokens_per_doc)
     scored = await score(call, body.model, wanted)
     num_tokens = scored.cost.num_tokens
     answer = {
         "id": f"rerank-{uuid.uuid4().hex}",
         "model": scored.model,
         "results": _results(body, scored),
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": usage_of(num_tokens),
         "meta": _meta(num_tokens),
     }
     return await respond(answer, scored.cost)
@@ -171,9 +144,7 @@ async def _rank(call: Call, body: TEIRerankBody) -> Response:
 
 def _results(body: RerankBody, scored: Scored) -> list[dict[str, Any]]:
     results = []
-    for index, value in scored.best(
-        body.top_n, bool(body.raw_scores) or body.use_activation is False
-    ):
+    for index, value in scored.best(body.top_n, body.wants_raw):
         result: dict[str, Any] = {"index": index, "relevance_score": value}
         if body.return_documents is not False:
             document = body.documents[index]

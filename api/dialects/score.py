@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, cast
+from typing import Any
 
 from fastapi import Request, Response
-from pydantic import BaseModel
+from pydantic import Field
 
-from api.dialects.fields import RelevanceBody, Usage
+from api.dialects.fields import Answer, RelevanceBody, Usage, usage_of
 from api.http.body import begin, respond
 from api.http.routes import Routes
-from engine.outputs import Weights
 from serving.errors import InvalidRequest
-from serving.scoring import ScoreRequest, score
+from serving.scoring import score
 
 routes = Routes("Rerank and score", "openai")
 
@@ -34,33 +33,23 @@ class ScoreBody(RelevanceBody):
     data_2: Any = None
 
 
-class ScoreItem(BaseModel):
+class ScoreItem(Answer):
     """One pair's score."""
 
-    index: int
-    object: str
-    score: float
+    index: int = Field(examples=[0])
+    object: str = Field(examples=["score"])
+    score: float = Field(examples=[0.98])
 
 
-class ScoreAnswer(BaseModel):
+class ScoreAnswer(Answer):
     """200 of POST /score, in the pairs' order."""
 
-    id: str
-    object: str
-    created: int
-    model: str
-    data: list[ScoreItem]
-    usage: Usage
-
-
-_SCORED = {
-    "id": "score-5c1f",
-    "object": "list",
-    "created": 1795000000,
-    "model": "bge-reranker-v2-m3",
-    "data": [{"index": 0, "object": "score", "score": 0.98}],
-    "usage": {"prompt_tokens": 18, "total_tokens": 18},
-}
+    id: str = Field(examples=["score-5c1f"])
+    object: str = Field(examples=["list"])
+    created: int = Field(examples=[1795000000])
+    model: str = Field(examples=["bge-reranker-v2-m3"])
+    data: list[ScoreItem] = Field(examples=[[ScoreItem.example()]])
+    usage: Usage = Field(examples=[Usage.example()])
 
 
 @routes.post(
@@ -73,35 +62,22 @@ _SCORED = {
         "many_to_many": {"queries": ["a panda", "Paris"], "documents": ["a bear", "a city"]},
     },
     gives=ScoreAnswer,
-    example=_SCORED,
+    example=ScoreAnswer.example(),
 )
 async def post_score(request: Request) -> Response:
     """One score a pair: by a reranker, or by an embedder's cosine or hybrid score."""
     call, body = await begin(request, ScoreBody)
     fields, lefts, rights = _sides(body)
-    wanted = ScoreRequest(
-        lefts,
-        rights,
-        fields,
-        truncate=body.truncate is not False,
-        truncation_side=body.truncation_side or "right",
-        max_length=body.truncate_prompt_tokens,
-        instruction=body.instruction or None,
-        weights=cast("Weights | None", body.weights),
-        has_objects=True,
-        has_roles=body.queries is not None,
-        keep_alive_s=body.keep_alive,
-    )
+    wanted = body.wanted(lefts, rights, fields=fields, has_roles=body.queries is not None)
     scored = await score(call, body.model, wanted)
-    scores = scored.scores(bool(body.raw_scores) or body.use_activation is False)
-    num_tokens = scored.cost.num_tokens
+    scores = scored.scores(body.wants_raw)
     answer = {
         "id": f"score-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
         "model": scored.model,
         "data": [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)],
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": usage_of(scored.cost.num_tokens),
     }
     return await respond(answer, scored.cost)
 

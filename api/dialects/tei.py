@@ -13,7 +13,7 @@ import numpy as np
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from api.dialects.fields import Body, Side, WholeNumber
+from api.dialects.fields import Answer, Body, Side, WholeNumber
 from api.http.body import begin, off_loop, respond
 from api.http.routes import Routes
 from api.version import server_version
@@ -26,13 +26,28 @@ from serving.state import Call, Serving
 routes = Routes("text-embeddings-inference", "tei")
 
 
-class _TEIBody(Body):
-    truncate: bool | None = Field(None, description="false: a text too long is an error")
-    truncation_direction: Side = Field(None, description="which end is cut off; default right")
-    prompt_name: str | None = Field(None, description="a prompt of the model, by its name")
+class Reading(BaseModel):
+    """How texts are read."""
+
+    truncate: bool | None = Field(default=None, description="false: a text too long is an error")
+    truncation_direction: Side = Field(
+        default=None, description="which end is cut off; default right"
+    )
+    prompt_name: str | None = Field(default=None, description="a prompt of the model, by its name")
+
+    def wanted(self, texts: Any, field: str | None, **more: Any) -> EmbedRequest:
+        """The request for these texts; `more` are fields of EmbedRequest."""
+        return EmbedRequest(
+            texts,
+            field,
+            truncate=self.truncate is not False,
+            truncation_side=self.truncation_direction or "right",
+            prompt=PromptChoice(self.prompt_name),
+            **more,
+        )
 
 
-class InputsBody(_TEIBody):
+class InputsBody(Body, Reading):
     """POST /embed_sparse and /embed_all"""
 
     inputs: Any = Field(
@@ -115,17 +130,8 @@ async def post_embed_all(request: Request) -> Response:
 
 async def _embed(call: Call, body: InputsBody, output: str, **more: Any) -> Embedded:
     texts, token_ids = read_inputs(body.inputs, "inputs", call.serving.settings)
-    wanted = EmbedRequest(
-        texts,
-        "inputs",
-        token_ids,
-        truncate=body.truncate is not False,
-        truncation_side=body.truncation_direction or "right",
-        prompt=PromptChoice(body.prompt_name or None),
-        outputs=(output,),
-        keep_alive_s=body.keep_alive,
-        **more,
-    )
+    more |= {"token_ids": token_ids, "outputs": (output,), "keep_alive_s": body.keep_alive}
+    wanted = body.wanted(texts, "inputs", **more)
     return await embed(call, body.model, wanted)
 
 
@@ -136,19 +142,11 @@ class SimilarityInputs(BaseModel):
     sentences: list[Any]
 
 
-class SimilarityParameters(BaseModel):
-    """How texts are read."""
-
-    truncate: bool | None = None
-    truncation_direction: Side = None
-    prompt_name: str | None = None
-
-
 class SimilarityBody(Body):
     """POST /similarity"""
 
     inputs: SimilarityInputs
-    parameters: SimilarityParameters | None = None
+    parameters: Reading | None = None
 
 
 @routes.post(
@@ -165,64 +163,40 @@ async def post_similarity(request: Request) -> Response:
     source, sentences = body.inputs.source_sentence, body.inputs.sentences
     if not sentences:
         raise InvalidRequest("inputs.sentences must not be empty", "inputs")
-    asked = body.parameters or SimilarityParameters()
+    reading = body.parameters or Reading()
     check_texts([source], 1, "inputs.source_sentence")
     check_texts(sentences, call.serving.settings.max_inputs, "inputs.sentences")
-    wanted = EmbedRequest(
-        [source, *sentences],
-        None,
-        truncate=asked.truncate is not False,
-        truncation_side=asked.truncation_direction or "right",
-        prompt=PromptChoice(asked.prompt_name or None),
-        keep_alive_s=body.keep_alive,
-    )
+    wanted = reading.wanted([source, *sentences], None, keep_alive_s=body.keep_alive)
     embedded = await embed(call, body.model, wanted)
     rows = embedded.outputs["dense"]
     return await respond(np.ascontiguousarray(rows[1:] @ rows[0]), embedded.cost)
 
 
-class Info(BaseModel):
-    """200 of GET /info; lengths in tokens. `model_type` has one key: embedding or reranker."""
+class Info(Answer):
+    """200 of GET /info; lengths in tokens. `model_type` has one key: embedding or reranker. Fields
+    that are always null are there for clients that read them."""
 
-    model_id: str
-    model_sha: str | None = None
-    model_dtype: str
-    model_type: dict[str, dict[str, Any]]
-    max_concurrent_requests: int
-    max_input_length: int
-    max_batch_tokens: int
-    max_batch_requests: int | None = None
-    max_client_batch_size: int
-    auto_truncate: bool
-    tokenization_workers: int
-    version: str
-    sha: str | None = None
-    docker_label: str | None = None
-
-
-_INFO = {
-    "model_id": "bge-m3",
-    "model_sha": None,
-    "model_dtype": "float32",
-    "model_type": {"embedding": {"pooling": "cls"}},
-    "max_concurrent_requests": 4096,
-    "max_input_length": 8192,
-    "max_batch_tokens": 1024,
-    "max_batch_requests": None,
-    "max_client_batch_size": 10000,
-    "auto_truncate": True,
-    "tokenization_workers": 1,
-    "version": "0.1.0",
-    "sha": None,
-    "docker_label": None,
-}
+    model_id: str = Field(examples=["bge-m3"])
+    model_sha: str | None = Field(default=None, examples=[None])
+    model_dtype: str = Field(examples=["float32"])
+    model_type: dict[str, dict[str, Any]] = Field(examples=[{"embedding": {"pooling": "cls"}}])
+    max_concurrent_requests: int = Field(examples=[4096])
+    max_input_length: int = Field(examples=[8192])
+    max_batch_tokens: int = Field(examples=[1024])
+    max_batch_requests: int | None = Field(default=None, examples=[None])
+    max_client_batch_size: int = Field(examples=[10000])
+    auto_truncate: bool = Field(examples=[True])
+    tokenization_workers: int = Field(examples=[1])
+    version: str = Field(examples=["0.1.0"])
+    sha: str | None = Field(default=None, examples=[None])
+    docker_label: str | None = Field(default=None, examples=[None])
 
 
 @routes.get(
     "/info",
     summary="The default model, as text-embeddings-inference tells it",
     gives=Info,
-    example=_INFO,
+    example=Info.example(),
 )
 async def get_info(request: Request, model: str | None = None) -> Info:
     """`?model=` asks for another one."""
@@ -239,19 +213,15 @@ async def get_info(request: Request, model: str | None = None) -> Info:
     is_reranker = recipe.is_reranker
     return Info(
         model_id=entry.folder.name,
-        model_sha=None,
         model_dtype=_dtype(serving, entry.folder.name),
         model_type={"reranker": reranker} if is_reranker else {"embedding": embedding},
         max_concurrent_requests=settings.max_queue_requests,
         max_input_length=recipe.max_length,
         max_batch_tokens=settings.max_batch_tokens,
-        max_batch_requests=None,
         max_client_batch_size=settings.max_inputs,
         auto_truncate=True,
         tokenization_workers=1,
         version=server_version(),
-        sha=None,
-        docker_label=None,
     )
 
 
