@@ -17,7 +17,6 @@ from typing import Any
 from urllib.error import HTTPError
 
 from engine.errors import ModelError
-from engine.folder.recipe import Recipe
 from engine.folder.store import ModelFolder, default_models, find_models, list_models
 from engine.folder.weight_files import num_values, weight_bytes
 from engine.memory import format_bytes, format_count
@@ -190,12 +189,8 @@ def _row(entry: Entry, in_memory: dict[str, str] | None) -> Row:
         max_length_source=recipe.sources["max_length"],
         pooling="+".join(recipe.pooling),
         pooling_source=recipe.sources.get("pooling", ""),
-        outputs=_outputs(recipe),
+        outputs="score" if recipe.is_reranker else ",".join(recipe.outputs),
     )
-
-
-def _outputs(recipe: Recipe) -> str:
-    return "score" if recipe.is_reranker else ",".join(recipe.outputs)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
