@@ -1,7 +1,8 @@
 """The app: routes over a Server that its lifespan starts, drains and closes.
 
-A module of api/dialects, and each of this folder's, that has `routes` is served: nothing else need
-be told of it. Importing this is cheap: torch is imported by the loader, in the background.
+Every module of api/dialects that has `routes` is served, and so are operations and page: nothing
+else need be told of them. Importing this is cheap: torch is imported by the loader, in the
+background.
 """
 
 from __future__ import annotations

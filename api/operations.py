@@ -15,7 +15,6 @@ from serving.server import Server
 
 routes = Routes("Operations", "ollama")
 
-
 _HEALTHY = {
     "status": "ok",
     "model": "bge-m3",
@@ -79,7 +78,7 @@ async def health(request: Request) -> JSONResponse:
     responses={200: {"content": {"application/json": {"example": {"status": "ok"}}}}},
 )
 async def live() -> JSONResponse:
-    """For what restarts a process that hangs; a model that loads is no reason to."""
+    """For whatever restarts a process that hangs; a model still loading is no reason for that."""
     return JSONResponse({"status": "ok"})
 
 
@@ -91,7 +90,7 @@ async def live() -> JSONResponse:
     responses=_states({"status": "ok"}),
 )
 async def ready(request: Request) -> JSONResponse:
-    """For what sends requests here or elsewhere."""
+    """For whatever decides whether requests are sent here."""
     return _refusal(request.app.state.server) or JSONResponse({"status": "ok"})
 
 

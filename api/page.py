@@ -52,7 +52,7 @@ async def get_root(request: Request) -> Response:
 
 @routes.look("/page/{name}", is_open=True, head=True, include_in_schema=False)
 async def get_file(request: Request, name: str) -> Response:
-    """Raises 404 for what is no file of the page."""
+    """Answers 404 for a name that is not a file of the page."""
     return await _file(request, name)
 
 
@@ -69,7 +69,7 @@ def accepts_html(accept: Iterable[str]) -> bool:
 
 
 def _weight(parameters: str) -> float:
-    """The `q` among a media range's parameters; 1 when absent, 0 when it is no number."""
+    """The `q` among a media range's parameters; 1 when absent, 0 when it is not a number."""
     for parameter in parameters.split(";"):
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
