@@ -17,6 +17,18 @@ class TextTooLong(Exception):
         self.index, self.num_tokens, self.max_tokens = index, num_tokens, max_tokens
 
 
+class TooManyCharacters(TextTooLong):
+    """A text of few tokens for its size, which may not be cut: only a head of it is ever read."""
+
+    def __init__(self, index: int, num_chars: int, max_chars: int) -> None:
+        """`num_tokens` and `max_tokens` are not known to matter: the text was not read whole."""
+        super().__init__(index, 0, 0)
+        self.args = (
+            f"input {index} has {num_chars} characters, of which at most {max_chars} are read; "
+            "shorten it, or let it be truncated",
+        )
+
+
 class NoTokens(Exception):
     """An input without a single token, so there is nothing to compute."""
 

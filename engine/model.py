@@ -75,6 +75,7 @@ class EmbeddingModel(_Loaded):
         super().__init__(name, recipe, backbone, tokenizer)
         self.dim = recipe.dim
         self.outputs: tuple[str, ...] = recipe.outputs
+        self._counted_prompt = ("", True, 0)  # the last prompt, how it was framed, its tokens
         self._default_prompt = recipe.prompts.choose()
         self._modules = modules
         self._heads = heads
@@ -129,9 +130,16 @@ class EmbeddingModel(_Loaded):
         return result
 
     def _num_prompt(self, prompt: str, limits: TextLimits) -> int:
-        """Tokens that pooling skips: special ones before the prompt, and its own."""
-        if not limits.add_special_tokens:
-            return len(self._tokenizer.content(prompt, self.max_length, True).ids)
+        """Tokens that pooling skips: special ones before the prompt, and its own. The parts of a
+        request have the same prompt, which is counted once."""
+        special = limits.add_special_tokens
+        if self._counted_prompt[:2] != (prompt, special):
+            self._counted_prompt = (prompt, special, self._count_prompt(prompt, special))
+        return self._counted_prompt[2]
+
+    def _count_prompt(self, prompt: str, add_special_tokens: bool) -> int:
+        if not add_special_tokens:
+            return len(self._tokenizer.content(prompt, TextLimits(self.max_length)).ids)
         (encoded,) = self._tokenizer.encode([prompt], TextLimits(self.max_length))
         return len(encoded.ids) - (encoded.ids[-1] in self._tokenizer.special_ids())
 

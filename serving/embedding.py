@@ -20,7 +20,7 @@ from engine.outputs import Sparse
 from engine.text.tokens import Side, TextLimits
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
-from serving.rows import Cost, Work, check_texts, compute
+from serving.rows import Cost, Work, check_prompt, check_texts, compute
 from serving.state import Call
 from settings import Settings
 
@@ -38,6 +38,11 @@ class PromptChoice:
     input_type: str | None = None
     instruction: str | None = None
     task: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for one that is too long to go before each text."""
+        for name in ("prompt_name", "input_type", "instruction"):
+            check_prompt(getattr(self, name), name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +238,7 @@ def tokenizing(
             tokens = model.tokens_of(part, limits, outputs, first)
         return tokens
 
-    return inputs, tokenize
+    return Work(inputs, tokenize, len(before) if is_text else 0)
 
 
 def _dense(rows: list[Any], wanted: EmbedRequest, model: Any) -> Any:

@@ -27,13 +27,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items, and what turns a part of them, given the index of its first, into tokens.
-Work = tuple[Sequence[Any], Callable[[list[Any], int], Sequence[Any]]]
 
+MAX_PROMPT_CHARS = 16_384  # of what goes before each text: far more than a model is trained with
 _MANY = 64  # sequences whose costs are worth a thread
 _INLINE_CHARS = 1_000  # some 0.3 ms
 _PART_ITEMS = 64
 _PART_CHARS = 64_000  # about 20 ms of one core; as many ids take less
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`tokenize` turns a part of the items, given the index of its first, into tokens.
+
+    `num_before` characters of a prompt go before each item: they take as long as the item's own.
+    """
+
+    items: Sequence[Any]
+    tokenize: Callable[[list[Any], int], Sequence[Any]]
+    num_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +69,16 @@ class TokenizerThread:
         self._lock = threading.Lock()
 
     async def in_parts(
-        self, items: Sequence[T], work: Callable[[list[T], int], Sequence[R]]
+        self,
+        items: Sequence[T],
+        work: Callable[[list[T], int], Sequence[R]],
+        num_before: int = 0,
     ) -> AsyncIterator[Sequence[R]]:
         """`work(part, index of its first)`, one small part after the other, so that a bulk request
-        lets a query pass."""
-        is_little = len(items) <= _PART_ITEMS and sum(map(_length, items)) <= _INLINE_CHARS
+        lets a query pass. `num_before` characters go before each item."""
+        is_little = len(items) <= _PART_ITEMS and (
+            len(items) * num_before + sum(map(_length, items)) <= _INLINE_CHARS
+        )
         if is_little and self._lock.acquire(blocking=False):
             try:
                 rows = work(list(items), 0)
@@ -70,7 +86,7 @@ class TokenizerThread:
                 self._lock.release()
             yield rows
             return
-        for first, part in _split(items):
+        for first, part in _split(items, num_before):
             yield await self.run(partial(work, part, first))
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -110,9 +126,10 @@ async def _tokenized(call: Call, works: Sequence[Work], outputs: tuple[str, ...]
     limits = [("max_request_tokens", settings.max_request_tokens)]
     if "colbert" in outputs or "tokens" in outputs:
         limits.append(("max_colbert_tokens", settings.max_colbert_tokens))
-    num_tokens, num_items = 0, sum(len(items) for items, _ in works)
-    for items, tokenize in works:
-        async for part in call.serving.tokenizer.in_parts(items, tokenize):
+    num_tokens, num_items = 0, sum(len(work.items) for work in works)
+    tokenizer = call.serving.tokenizer
+    for work in works:
+        async for part in tokenizer.in_parts(work.items, work.tokenize, work.num_before):
             tokens += part
             num_tokens += sum(len(each.ids) for each in part)
             for name, limit in limits:
@@ -180,6 +197,13 @@ async def _computed(num_sequences: int, work: Callable[[], list[T]]) -> list[T]:
     return work() if num_sequences <= _MANY else await asyncio.to_thread(work)
 
 
+def check_prompt(text: str | None, field: str) -> None:
+    """It goes before each text. Raises InvalidRequest when it is longer than MAX_PROMPT_CHARS."""
+    if text is not None and len(text) > MAX_PROMPT_CHARS:
+        message = f"{field} has {len(text)} characters, the limit is {MAX_PROMPT_CHARS}"
+        raise InvalidRequest(message, field)
+
+
 def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
     """Raises InvalidRequest naming the field, the limit, or the index at fault."""
     if len(texts) > max_inputs:
@@ -195,12 +219,12 @@ def check_texts(texts: Sequence[Any], max_inputs: int, field: str) -> None:
             raise InvalidRequest(message, field) from None
 
 
-def _split(items: Sequence[T]) -> list[tuple[int, list[T]]]:
+def _split(items: Sequence[T], num_before: int) -> list[tuple[int, list[T]]]:
     """Consecutive items, with the index of each part's first."""
     parts: list[tuple[int, list[T]]] = []
     num_chars = 0
     for index, item in enumerate(items):
-        length = _length(item)
+        length = num_before + _length(item)
         if not parts or len(parts[-1][1]) == _PART_ITEMS or num_chars + length > _PART_CHARS:
             parts.append((index, []))
             num_chars = 0

@@ -15,7 +15,7 @@ from engine.text.tokens import PairLimits, Side
 from serving.embedding import EmbedRequest, check_embeds, tokenizing
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
-from serving.rows import Cost, Work, check_texts, compute
+from serving.rows import Cost, Work, check_prompt, check_texts, compute
 from serving.state import Call
 
 
@@ -40,6 +40,10 @@ class ScoreRequest:
     has_objects: bool = False
     has_roles: bool = True
     keep_alive_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequest for an instruction that is too long to go before each pair."""
+        check_prompt(self.instruction, "instruction")
 
     def pairs(self, max_inputs: int) -> list[tuple[str, str]]:
         """Raises InvalidRequest for what is not a text, or too many."""
@@ -113,7 +117,7 @@ def _tokenizing_pairs(model: Any, pairs: list[tuple[str, str]], wanted: ScoreReq
         tokens: Sequence[Any] = model.tokenize_pairs(part, limits, wanted.instruction, first)
         return tokens
 
-    return pairs, tokenize
+    return Work(pairs, tokenize, len(wanted.instruction or ""))
 
 
 async def _compare(

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import BadPrompt, TextTooLong
 from engine.text.tokenizing import Tokenizer
-from engine.text.tokens import PairLimits, Side, Tokens
+from engine.text.tokens import PairLimits, Side, TextLimits, Tokens
 
 # A query that fills the model by itself leaves this share to its document (FlagEmbedding's rule).
 _DOCUMENT_SHARE = 0.25
@@ -26,6 +26,8 @@ QWEN3_PREFIX = (
 QWEN3_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 _OWN_SUFFIX = re.compile(r"<\|im_start\|>assistant\s*(?:<think>\s*(?:</think>\s*)?)?\Z")
+
+_MAX_SUFFIX_CHARS = 1_000  # of a document's end, in which its own suffix is looked for
 
 
 class CrossPairs:
@@ -50,8 +52,12 @@ class CrossPairs:
         room, truncate = self._room(limits), limits.truncate
         num_wanted = min(room, limits.max_document or room)
         texts = [text for _, text in pairs]
-        documents = self._tokenizer.contents(texts, num_wanted, truncate, limits.side)
-        queries = {query: self._query(query, room, truncate) for query, _ in pairs}
+        bounds = TextLimits(num_wanted, truncate, limits.side)
+        documents = self._tokenizer.contents(texts, bounds, first_index)
+        queries: dict[str, Any] = {}
+        for index, (query, _) in enumerate(pairs, first_index):
+            if query not in queries:
+                queries[query] = self._query(query, TextLimits(room, truncate), index)
         result = []
         for i, (pair, document) in enumerate(zip(pairs, documents, strict=True)):
             is_exact = all(self._tokenizer.counts_whole(text, room) for text in pair)
@@ -62,9 +68,9 @@ class CrossPairs:
     def _room(self, limits: PairLimits) -> int:
         return max(1, limits.max_length - self._num_special)
 
-    def _query(self, text: str, room: int, truncate: bool) -> Any:
-        query = self._tokenizer.content(text, room, truncate)
-        if truncate and len(query.ids) >= room:
+    def _query(self, text: str, limits: TextLimits, index: int) -> Any:
+        query, room = self._tokenizer.content(text, limits, index), limits.max_length
+        if limits.truncate and len(query.ids) >= room:
             query.truncate(max(1, room - int(room * _DOCUMENT_SHARE)))
         return query
 
@@ -93,8 +99,8 @@ class Qwen3Pairs:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._prefix = self._ids(QWEN3_PREFIX)
-        self._suffix = self._ids(QWEN3_SUFFIX)
+        self._prefix = self._ids(QWEN3_PREFIX, len(QWEN3_PREFIX))
+        self._suffix = self._ids(QWEN3_SUFFIX, len(QWEN3_SUFFIX))
 
     def encode(
         self,
@@ -107,12 +113,14 @@ class Qwen3Pairs:
         task = QWEN3_INSTRUCTION if instruction is None else instruction
         heads = [_before_document(query, task) for query, _ in pairs]
         texts = [head + _document(text) for head, (_, text) in zip(heads, pairs, strict=True)]
-        middles = self._tokenizer.contents(texts, limits.max_length, limits.truncate)
+        bounds = TextLimits(limits.max_length, limits.truncate)
+        middles = self._tokenizer.contents(texts, bounds, first_index)
         result = []
         for i, (middle, head, (query, text)) in enumerate(zip(middles, heads, pairs, strict=True)):
             num_kept = len(middle.ids)
             if limits.max_document is not None:
-                num_kept = min(num_kept, self._num_before(head) + limits.max_document)
+                num_before = self._num_before(head, limits.max_length)
+                num_kept = min(num_kept, num_before + limits.max_document)
             prefix = [] if _has_own_prefix(query) else self._prefix
             suffix = [] if _has_own_suffix(text) else self._suffix
             num_tokens = len(prefix) + num_kept + len(suffix)
@@ -128,19 +136,20 @@ class Qwen3Pairs:
         """What comes before the document stays, and that end of the document that `side` leaves."""
         if side == "right" or len(ids) <= num_kept:
             return ids[:num_kept]
-        num_tail = num_kept - self._num_before(head)
+        num_tail = num_kept - self._num_before(head, num_kept)
         if num_tail <= 0:
             return ids[:num_kept]
         document = text.removeprefix(f"{head}<Document>:")
-        tail: list[int] = self._tokenizer.content(document, num_tail, True, "left").ids[-num_tail:]
+        encoding = self._tokenizer.content(document, TextLimits(num_tail, side="left"))
+        tail: list[int] = encoding.ids[-num_tail:]
         return [*ids[: num_kept - num_tail], *tail]
 
-    def _num_before(self, head: str) -> int:
-        """Tokens before the document's own."""
-        return len(self._ids(f"{head}<Document>:"))
+    def _num_before(self, head: str, enough: int) -> int:
+        """Tokens before the document's own, counted to `enough` or a little further."""
+        return len(self._ids(f"{head}<Document>:", enough))
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.backend.encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str, num_wanted: int) -> list[int]:
+        ids: list[int] = self._tokenizer.content(text, TextLimits(num_wanted)).ids
         return ids
 
 
@@ -163,4 +172,5 @@ def _has_own_prefix(query: str) -> bool:
 
 def _has_own_suffix(document: str) -> bool:
     """The answer's turn at the very end; a text that only mentions it is an ordinary document."""
-    return _OWN_SUFFIX.search(document) is not None and not document.endswith(QWEN3_SUFFIX)
+    end = document[-_MAX_SUFFIX_CHARS:]
+    return _OWN_SUFFIX.search(end) is not None and not document.endswith(QWEN3_SUFFIX)

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from engine.errors import ModelError, NoTokens, TextTooLong
+from engine.errors import ModelError, NoTokens, TextTooLong, TooManyCharacters
 from engine.folder.sentence_files import read_object
 from engine.text.tokens import Side, TextLimits, Token
 
@@ -25,7 +25,7 @@ from engine.text.tokens import Side, TextLimits, Token
 # needed: the head, or the tail where the left is cut off. 30 MB then cost no more than 512 tokens.
 _END_CHARS_PER_TOKEN = 16
 _MAX_COUNTED_CHARS = 200_000  # up to here a refused text is counted exactly: some 50 ms
-_MAX_END_CHARS = 1_000_000  # no end grows further: all requests share the one tokenizer
+MAX_CHARS = 1_000_000  # no call reads more, whatever is asked: all requests share the tokenizer
 _MARGIN_TOKENS = 64  # words next to the cut may split differently, so they are not used
 
 _SPECIAL_NAMES = ("cls_token", "eos_token", "pad_token", "unk_token", "bos_token", "sep_token")
@@ -104,7 +104,9 @@ class Tokenizer:
         return result
 
     def spell(self, text: str, add_special_tokens: bool = True) -> list[Token]:
-        """The ids of `encode` without limits, each with its place. The text is not bounded here."""
+        """The ids of `encode` without limits, each with its place. Raises TooManyCharacters."""
+        if len(text) > MAX_CHARS:
+            raise TooManyCharacters(0, len(text), MAX_CHARS)
         encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         rows = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
         tokens = [
@@ -132,21 +134,23 @@ class Tokenizer:
         )
         return encodings
 
-    def content(self, text: str, num_wanted: int, truncate: bool, side: Side = "right") -> Any:
-        """The encoding without special tokens: of the whole text, or of at least `num_wanted`
-        tokens of the end that `side` leaves, when `truncate` or when the text has far more."""
-        num_chars = len(_end(text, num_wanted, truncate, side))
-        return self._content(text, num_chars, num_wanted, truncate, side)[0]
+    def content(self, text: str, limits: TextLimits, index: int = 0) -> Any:
+        """The encoding without special tokens: of the whole text, or of at least
+        `limits.max_length` tokens of the end that `limits.side` leaves, when `limits.truncate` or
+        when the text has far more. Raises TooManyCharacters for one of few tokens and huge size
+        that may not be cut."""
+        num_chars = len(_end(text, limits.max_length, limits.truncate, limits.side))
+        return self._content(text, num_chars, limits, index)[0]
 
-    def contents(
-        self, texts: Sequence[str], num_wanted: int, truncate: bool, side: Side = "right"
-    ) -> list[Any]:
+    def contents(self, texts: Sequence[str], limits: TextLimits, first_index: int = 0) -> list[Any]:
         """`content` of many texts at once."""
-        ends = [_end(text, num_wanted, truncate, side) for text in texts]
+        ends = [_end(text, limits.max_length, limits.truncate, limits.side) for text in texts]
         encodings = self._encoded(ends, False)
         return [
-            encoding if len(end) == len(text) else self.content(text, num_wanted, truncate, side)
-            for text, end, encoding in zip(texts, ends, encodings, strict=True)
+            encoding if len(end) == len(text) else self.content(text, limits, index)
+            for index, (text, end, encoding) in enumerate(
+                zip(texts, ends, encodings, strict=True), first_index
+            )
         ]
 
     def counts_whole(self, text: str, num_wanted: int) -> bool:
@@ -159,7 +163,8 @@ class Tokenizer:
         side: Side = limits.side if limits.truncate else "right"  # otherwise nothing is cut off
         num_special = self.num_special if special else 0
         wanted = max(0, max_length - num_special)
-        encoding, is_whole = self._content(text, num_chars, wanted, limits.truncate, side)
+        bounds = TextLimits(wanted, limits.truncate, side)
+        encoding, is_whole = self._content(text, num_chars, bounds, index)
         if special and (is_whole or side == "left"):
             encoding.truncate(self._num_before_end(encoding.ids))  # it is added, and counted, once
         num_tokens = len(encoding.ids) + num_special
@@ -173,19 +178,21 @@ class Tokenizer:
         return Encoded(ids, num_tokens > max_length or not is_whole)
 
     def _content(
-        self, text: str, num_chars: int, num_wanted: int, truncate: bool, side: Side
+        self, text: str, num_chars: int, limits: TextLimits, index: int
     ) -> tuple[Any, bool]:
-        """The encoding, and whether it is of the whole text."""
+        """The encoding, and whether it is of the whole text. No call reads more than MAX_CHARS."""
         while True:
-            end = _cut(text, num_chars, side)
+            end = _cut(text, min(num_chars, MAX_CHARS), limits.side)
             encoding = self.backend.encode(end, add_special_tokens=False)
             is_whole = len(end) == len(text)
-            if is_whole or len(encoding.ids) >= num_wanted + _MARGIN_TOKENS:
+            if is_whole or len(encoding.ids) >= limits.max_length + _MARGIN_TOKENS:
                 return encoding, is_whole
-            if truncate and num_chars >= _MAX_END_CHARS:
+            if num_chars >= MAX_CHARS:
+                if not limits.truncate:
+                    raise TooManyCharacters(index, len(text), MAX_CHARS)
                 # a megabyte of almost nothing: its few tokens are all that the text gets
                 return encoding, False
-            num_chars = min(4 * num_chars, _MAX_END_CHARS) if truncate else 4 * num_chars
+            num_chars *= 4
 
     def _special(self, token_id: int) -> Token:
         return Token(token_id, self.backend.id_to_token(token_id) or "", True, None, None)
@@ -226,7 +233,8 @@ def _load(folder: Path) -> Any:
 
 def _end(text: str, max_length: int, truncate: bool, side: Side) -> str:
     num_chars = _END_CHARS_PER_TOKEN * (max_length + 2 * _MARGIN_TOKENS)
-    return _cut(text, num_chars if truncate else max(num_chars, _MAX_COUNTED_CHARS), side)
+    num_chars = num_chars if truncate else max(num_chars, _MAX_COUNTED_CHARS)
+    return _cut(text, min(num_chars, MAX_CHARS), side)
 
 
 def _cut(text: str, num_chars: int, side: Side) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from engine.errors import BadTokenIds, NoTokens, TextTooLong
 from engine.folder.recipe import read_recipe
 from serving.embedding import EmbedRequest, PromptChoice, check_embeds, tokenizing
 from serving.errors import InvalidRequest
-from serving.rows import TokenizerThread
+from serving.rows import MAX_PROMPT_CHARS, TokenizerThread
+from serving.scoring import ScoreRequest
 from tests.serving.fake_models import END, START, FakeEngine, FakeModel, write_model
 
 
@@ -25,8 +27,8 @@ def model(tmp_path: Path) -> FakeModel:
 
 
 def ids_of(model: FakeModel, wanted: EmbedRequest, prompt: str = "", first: int = 0) -> Any:
-    inputs, tokenize = tokenizing(model, wanted, ("query" if prompt else None, None, None))
-    return [list(tokens.ids) for tokens in tokenize(list(inputs), first)]
+    work = tokenizing(model, wanted, ("query" if prompt else None, None, None))
+    return [list(tokens.ids) for tokens in work.tokenize(list(work.items), first)]
 
 
 def test_a_text_is_cut_at_the_side_that_the_request_names(model: FakeModel) -> None:
@@ -75,3 +77,40 @@ def test_long_lists_of_ids_come_in_parts_as_long_texts_do() -> None:
         assert asyncio.run(firsts([[7], []] * 50)) == [0, 64]
     finally:
         thread.stop()
+
+
+def test_what_goes_before_each_text_counts_as_its_own_characters() -> None:
+    thread = TokenizerThread()
+    names: list[str] = []
+
+    def work(part: list[str], first: int) -> list[int]:
+        names.append(threading.current_thread().name.partition("_")[0])
+        return [first]
+
+    async def firsts(num_before: int) -> list[int]:
+        parts = thread.in_parts(["a"] * 10, work, num_before)
+        return [first async for (first,) in parts]
+
+    try:
+        assert asyncio.run(firsts(0)) == asyncio.run(firsts(90)) == [0]
+        assert names == ["MainThread"] * 2
+        assert asyncio.run(firsts(100)) == [0]
+        assert asyncio.run(firsts(30_000)) == [0, 2, 4, 6, 8]
+        assert names[2:] == ["tokenizer"] * 6
+    finally:
+        thread.stop()
+
+
+def test_a_request_says_how_long_its_prompt_is(model: FakeModel) -> None:
+    assert tokenizing(model, EmbedRequest(["a"]), (None, None, "find")).num_before == 4
+    assert tokenizing(model, EmbedRequest(token_ids=[[7]]), (None, None, None)).num_before == 0
+
+
+@pytest.mark.parametrize("field", ["prompt_name", "input_type", "instruction"])
+def test_a_prompt_longer_than_any_model_reads_is_refused(field: str) -> None:
+    PromptChoice(**{field: "x" * MAX_PROMPT_CHARS})
+    words = rf"{field} has {MAX_PROMPT_CHARS + 1} characters, the limit is {MAX_PROMPT_CHARS}"
+    with pytest.raises(InvalidRequest, match=words):
+        PromptChoice(**{field: "x" * (MAX_PROMPT_CHARS + 1)})
+    with pytest.raises(InvalidRequest, match="instruction has"):
+        ScoreRequest(["a"], ["b"], instruction="x" * (MAX_PROMPT_CHARS + 1))
