@@ -20,7 +20,7 @@ from engine.outputs import Sparse
 from engine.text.tokens import Side, TextLimits
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
-from serving.rows import Cost, Work, check_prompt, check_texts, compute
+from serving.rows import Cost, Work, check_num_tokens, check_prompt, check_texts, compute
 from serving.state import Call
 from settings import Settings
 
@@ -150,17 +150,18 @@ def read_inputs(
         raise InvalidRequest(f"{field} must not be empty", field)
     if not isinstance(value, list):
         raise InvalidRequest(f"invalid input type: {field} must be a string or a list", field)
-    if _is_id(value[0]):
+    if type(value[0]) is int:  # and no bool
         value = [value]
     if not isinstance(value[0], list):
         return value, None
     if settings.token_ids == "reject":
         raise InvalidRequest(_REFUSAL.format(field=field), field)
-    return (), read_id_lists(value, field, settings.max_inputs)
+    return (), read_id_lists(value, field, settings)
 
 
-def read_id_lists(value: list[Any], field: str, max_inputs: int) -> list[list[int]]:
+def read_id_lists(value: list[Any], field: str, settings: Settings) -> list[list[int]]:
     """Lists of ids, or one list of them. Raises InvalidRequest naming the limit or the index."""
+    max_inputs = settings.max_inputs
     if not value or not isinstance(value[0], list):
         value = [value]
     if len(value) > max_inputs:
@@ -168,8 +169,9 @@ def read_id_lists(value: list[Any], field: str, max_inputs: int) -> list[list[in
             f"{field} has {len(value)} lists of token ids, the limit is {max_inputs} (max_inputs)",
             field,
         )
+    check_num_tokens(sum(len(ids) for ids in value if isinstance(ids, list)), settings)
     for index, ids in enumerate(value):
-        if not isinstance(ids, list) or not all(map(_is_id, ids)):
+        if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
             raise InvalidRequest(
                 f"invalid input type: {field}[{index}] is not a list of token ids", field
             )
@@ -181,10 +183,6 @@ _REFUSAL = (
     "model's tokenizer. Send texts; with LangChain's OpenAIEmbeddings set "
     "check_embedding_ctx_length=False. EMBEDDING_TOKEN_IDS=accept takes ids as they are"
 )
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_embeds(name: str, there: Any, wanted: EmbedRequest) -> None:

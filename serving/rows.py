@@ -20,6 +20,7 @@ from batcher.jobs import Job
 from batcher.worker import Worker
 from serving.errors import InvalidRequest
 from serving.models.resident import Resident
+from settings import Settings
 
 if TYPE_CHECKING:
     from serving.state import Call
@@ -123,21 +124,14 @@ async def compute(
 async def _tokenized(call: Call, works: Sequence[Work], outputs: tuple[str, ...]) -> list[Any]:
     tokens: list[Any] = []
     settings = call.serving.settings
-    limits = [("max_request_tokens", settings.max_request_tokens)]
-    if "colbert" in outputs or "tokens" in outputs:
-        limits.append(("max_colbert_tokens", settings.max_colbert_tokens))
+    is_wide = "colbert" in outputs or "tokens" in outputs
     num_tokens, num_items = 0, sum(len(work.items) for work in works)
     tokenizer = call.serving.tokenizer
     for work in works:
         async for part in tokenizer.in_parts(work.items, work.tokenize, work.num_before):
             tokens += part
             num_tokens += sum(len(each.ids) for each in part)
-            for name, limit in limits:
-                if num_tokens > limit:
-                    raise InvalidRequest(
-                        f"the request has {num_tokens} tokens or more, the limit is {limit} "
-                        f"({name})"
-                    )
+            check_num_tokens(num_tokens, settings, is_wide)
             if len(tokens) < num_items:  # the last part's are counted when the job is queued
                 call.reservation.reserve(num_tokens)
     return tokens
@@ -195,6 +189,19 @@ async def run_job(worker: Worker, job: Job) -> None:
 async def _computed(num_sequences: int, work: Callable[[], list[T]]) -> list[T]:
     """On a thread where there are many; not the tokenizer's, where others' texts would wait."""
     return work() if num_sequences <= _MANY else await asyncio.to_thread(work)
+
+
+def check_num_tokens(num_tokens: int, settings: Settings, is_wide: bool = False) -> None:
+    """Of a whole request, whose answer is wide if each token has a vector in it. Raises
+    InvalidRequest."""
+    limits = {"max_request_tokens": settings.max_request_tokens}
+    if is_wide:
+        limits["max_colbert_tokens"] = settings.max_colbert_tokens
+    for name, limit in limits.items():
+        if num_tokens > limit:
+            raise InvalidRequest(
+                f"the request has {num_tokens} tokens or more, the limit is {limit} ({name})"
+            )
 
 
 def check_prompt(text: str | None, field: str) -> None:

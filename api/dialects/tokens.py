@@ -5,26 +5,29 @@ No forward runs; a model that is not in memory is loaded for its tokenizer.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from api.dialects.fields import Body
-from api.http.body import begin, check, read_object, respond
+from api.http.body import begin, check, dumps, read_object, respond, respond_with
 from api.http.errors import speaks
 from api.http.routes import Routes
+from engine.text.tokens import Token
 from serving.embedding import read_id_lists
 from serving.errors import InvalidRequest
-from serving.rows import Cost, check_texts
+from serving.rows import Cost, check_num_tokens, check_texts
 from serving.state import Call
 from settings import Settings
 
 routes = Routes("Tokens", "tei")
 
 _MAX_CHARS = 1_000_000  # of one text: what the one tokenizer thread does in some 0.2 s
+_MAX_IDS = 262_144  # of one list, likewise: eight times what the longest models read
 
 
 class TokenizeBody(Body):
@@ -96,21 +99,26 @@ async def post_tokenize(request: Request) -> Response:
         start = time.perf_counter()
         prompt = _prompt(resident.model, body.prompt_name)
         with_special = body.add_special_tokens is not False
-        spelled = await _spell(call, resident.model, texts, with_special, prompt)
+        written: list[bytes] = []
+        async for part in _spell(call, resident.model, texts, with_special, prompt):
+            written += await asyncio.to_thread(_write, part)
         cost = _cost(start)
-    return await respond(spelled, cost)
+        answer = await asyncio.to_thread(lambda: b"[" + b",".join(written) + b"]")
+    return respond_with(answer, cost)
 
 
 async def _tokenize_prompt(call: Call, body: PromptBody) -> Response:
     _check_lengths([body.prompt], call.serving.settings, "prompt")
     async with call.lease(await call.serving.find(body.model), body.keep_alive) as resident:
         start, model = time.perf_counter(), resident.model
-        (tokens,) = await _spell(call, model, [body.prompt], body.add_special_tokens is not False)
+        with_special = body.add_special_tokens is not False
+        parts = _spell(call, model, [body.prompt], with_special)
+        tokens = [token async for part in parts for each in part for token in each]
         max_length, cost = resident.model.max_length, _cost(start)
-    ids = [token["id"] for token in tokens]
+    ids = [token.id for token in tokens]
     answer: dict[str, Any] = {"count": len(ids), "max_model_len": max_length, "tokens": ids}
     if body.return_token_strs:
-        answer["token_strs"] = [token["text"] for token in tokens]
+        answer["token_strs"] = [token.text for token in tokens]
     return await respond(answer, cost)
 
 
@@ -139,21 +147,24 @@ def _prompt(model: Any, prompt_name: str | None) -> str:
 
 async def _spell(
     call: Call, model: Any, texts: Sequence[str], add_special_tokens: bool, prompt: str = ""
-) -> list[list[dict[str, Any]]]:
-    """Part after part, so that a bulk request lets a query pass."""
+) -> AsyncIterator[Sequence[list[Token]]]:
+    """Part after part, so that a bulk request lets a query pass; each text's tokens, which count
+    as those of any request do."""
 
-    def spell(text: str) -> list[dict[str, Any]]:
-        tokens = model.spell(text, add_special_tokens, prompt)
-        return [
-            {"id": t.id, "text": t.text, "special": t.special, "start": t.start, "stop": t.stop}
-            for t in tokens
-        ]
+    def spell(part: list[str], first: int) -> list[list[Token]]:
+        return [model.spell(text, add_special_tokens, prompt) for text in part]
 
-    spelled: list[list[dict[str, Any]]] = []
-    parts = call.serving.tokenizer.in_parts(texts, lambda part, _: [spell(text) for text in part])
-    async for part in parts:
-        spelled += part
-    return spelled
+    num_tokens = 0
+    async for part in call.serving.tokenizer.in_parts(texts, spell, len(prompt)):
+        num_tokens += sum(map(len, part))
+        check_num_tokens(num_tokens, call.serving.settings)
+        call.reservation.reserve(num_tokens)
+        yield part
+
+
+def _write(texts: Sequence[list[Token]]) -> list[bytes]:
+    """Each text's part of the answer: its JSON takes a tenth of the memory of its tokens."""
+    return [dumps(tokens) for tokens in texts]
 
 
 # Described, not checked, by pydantic: it would name each bad id of a million.
@@ -182,7 +193,12 @@ class DecodeBody(Body):
 async def post_decode(request: Request) -> Response:
     """A text for each list of ids."""
     call, body = await begin(request, DecodeBody)
-    lists = read_id_lists(body.ids, "ids", call.serving.settings.max_inputs)
+    lists = read_id_lists(body.ids, "ids", call.serving.settings)
+    for index, ids in enumerate(lists):
+        if len(ids) > _MAX_IDS:
+            message = f"ids[{index}] has {len(ids)} token ids, the limit is {_MAX_IDS}"
+            raise InvalidRequest(message, "ids")
+    call.reservation.reserve(sum(map(len, lists)))
     skip = body.skip_special_tokens is not False
     async with call.lease(await call.serving.find(body.model), body.keep_alive) as resident:
         start, model = time.perf_counter(), resident.model

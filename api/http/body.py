@@ -197,6 +197,11 @@ def write_in_parts(answer: Any) -> bytes:
 
 async def respond(answer: Any, cost: Cost | None = None) -> Response:
     """200 with the answer, and in headers what it cost."""
+    return respond_with(await write(answer), cost)
+
+
+def respond_with(content: bytes, cost: Cost | None = None) -> Response:
+    """The same for an answer that is JSON already."""
     headers = {}
     if cost is not None:
         headers = {
@@ -205,7 +210,7 @@ async def respond(answer: Any, cost: Cost | None = None) -> Response:
             "x-inference-time": f"{cost.inference_ms:.2f}",
             "x-compute-tokens": str(cost.num_tokens),
         }
-    return Response(await write(answer), 200, headers, "application/json")
+    return Response(content, 200, headers, "application/json")
 
 
 async def off_loop(work: Callable[[], T], num_values: int) -> T:

@@ -142,6 +142,37 @@ def test_a_text_is_bounded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) 
     assert message == "prompt[0] has 11 characters, the limit is 10"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"inputs": ["a" * 30] * 3}),
+        ("/tokenize", {"inputs": "a" * 61, "add_special_tokens": False}),
+        ("/tokenize", {"inputs": ["a"] * 10, "prompt_name": "shout"}),
+        ("/tokenize", {"prompt": "a" * 59}),
+        ("/decode", {"ids": [97] * 61}),
+        ("/decode", {"ids": [[97] * 31] * 2}),
+    ],
+)
+def test_the_tokens_of_a_request_are_limited_here_too(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    write_model(tmp_path, NAME, prompts={"shout": "HEY "})
+    with serve_fake(models_dir=tmp_path, pinned=[NAME], max_request_tokens=60) as server:
+        answer = server.post(path, body)
+        assert answer.status_code in (400, 422)
+        assert "tokens or more, the limit is 60 (max_request_tokens)" in answer.text
+        assert server.serving.admission.num_tokens == 0
+        assert len(ask(server, "/tokenize", inputs="a" * 58)[0]) == 60
+        assert ask(server, "/decode", ids=[97] * 60) == ["a" * 60]
+
+
+def test_a_list_of_ids_is_bounded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MAX_IDS", 10)
+    assert ask(server, "/decode", ids=[[97] * 10] * 2) == ["a" * 10] * 2
+    message = refused(server, "/decode", {"ids": [[97], [97] * 11]}, "tei")
+    assert message == "ids[1] has 11 token ids, the limit is 10"
+
+
 def test_ids_become_texts_again(server: FakeServer) -> None:
     ids = [START, *map(ord, "天 b"), END]
     assert ask(server, "/decode", ids=ids) == ["天 b"]
