@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import math
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from api.http.errors import HTTPError
+from api.http.parsing import read_json
 from serving.errors import InvalidRequest
 from serving.rows import Cost
 from serving.server import Server
@@ -49,10 +48,15 @@ async def begin(request: Request, kind: type[B]) -> tuple[Call, B]:
 
 async def read_object(request: Request) -> dict[str, Any]:
     """The body as a JSON object."""
-    value = parse_json(await read_body(request))
+    value = await read_json(await read_body(request), _max_inputs(request))
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body must be a JSON object, not {_json_name(value)}")
     return value
+
+
+def _max_inputs(request: Request) -> int:
+    server: Server = request.app.state.server
+    return server.settings.max_inputs
 
 
 def check(value: dict[str, Any], kind: type[B]) -> B:
@@ -120,41 +124,6 @@ async def _discard(stream: AsyncIterator[bytes], max_bytes: int) -> None:
         max_bytes -= len(chunk)
         if max_bytes < 0:
             return
-
-
-def parse_json(body: bytes) -> Any:
-    """Raises InvalidRequest with the parser's reason. Lone surrogates pass: to be named later."""
-    if not body.strip():
-        raise InvalidRequest("missing request body")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if b"\\u" not in body:
-            raise InvalidRequest(f"invalid JSON: {error}") from None
-    try:  # orjson refuses a lone "\ud800" without saying where; the caller will
-        return json.loads(
-            body, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
-        )
-    except RecursionError:
-        raise InvalidRequest("invalid JSON: depth limit exceeded") from None
-    except ValueError as error:
-        raise InvalidRequest(f"invalid JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _integer(digits: str) -> int | float:
-    """As orjson does: what needs more than 64 bits is a float."""
-    return int(digits) if len(digits) < 19 else _finite(digits)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError("number is infinity when parsed as double")
-    return number
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:
