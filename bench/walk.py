@@ -120,7 +120,11 @@ def _place(code: CodeType) -> str | None:
     if code.co_name in _PARTS or not path.is_absolute() or not path.is_relative_to(ROOT):
         return None
     place = path.relative_to(ROOT)
-    is_ours = place.parts[0] in _FOLDERS or place.name in ("embedding.py", "settings.py")
+    is_ours = place.parts[0] in _FOLDERS or place.name in (
+        "embedding.py",
+        "limits.py",
+        "settings.py",
+    )
     return place.as_posix() if is_ours else None
 
 

@@ -33,7 +33,6 @@ T = TypeVar("T")
 # A refused body is read on and thrown away up to this many times the limit, so that the client gets
 # to read the answer instead of a reset connection.
 _MAX_DISCARDED = 16
-MAX_BODY_S = 300.0  # whoever has begun a body takes one of the queue's requests
 _MAX_FAULTS = 5  # of a body, told
 # Answers of more numbers are written on a thread, so many at a time: one to two milliseconds each,
 # for which the loop stands still. Measured: bench/results/serialization.json
@@ -79,7 +78,7 @@ class _Stalled(Deadline):
     """Whoever sends a byte now and then must not keep the connection either."""
 
     def passed(self) -> Exception:
-        message = f"the body was not there after {self.timeout_s:g} s"
+        message = f"the body was not there after {self.timeout_s:g} s (body_timeout_s)"
         return HTTPError(408, message, {"Connection": "close"})
 
 
@@ -90,8 +89,9 @@ async def read_body(request: Request) -> bytes:
     server: Server = request.app.state.server
     serving = server.serving if call is None else call.serving
     max_bytes = serving.settings.max_body_bytes
-    ends_at = asyncio.get_running_loop().time() + MAX_BODY_S
-    stalled: Deadline = _Stalled(MAX_BODY_S, "", ends_at)
+    timeout_s = serving.settings.body_timeout_s
+    ends_at = asyncio.get_running_loop().time() + timeout_s
+    stalled: Deadline = _Stalled(timeout_s, "", ends_at)
     first = stalled
     if call is not None and call.deadline is not None and call.deadline.ends_at < ends_at:
         first = call.deadline

@@ -36,7 +36,7 @@ def drain_on_signals(app: FastAPI) -> Callable[[int], None]:
     (another server, a test) none is changed.
     """
     loop = asyncio.get_running_loop()
-    found = _uvicorn()
+    found = uvicorn_of_process()
     if found is None:
         return lambda code: _stop_another_server(loop, code)
     uvicorn_server, uvicorns = found
@@ -59,7 +59,7 @@ def drain_on_signals(app: FastAPI) -> Callable[[int], None]:
 _Handler = Callable[[int, FrameType | None], object]
 
 
-def _uvicorn() -> tuple[uvicorn.Server, _Handler] | None:
+def uvicorn_of_process() -> tuple[uvicorn.Server, _Handler] | None:
     """The server that handles this process's signals, and its handler."""
     if threading.current_thread() is not threading.main_thread():
         return None

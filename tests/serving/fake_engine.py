@@ -17,8 +17,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.http.frame import Exchanges
+from api.http.protocol import bounded
 from batcher.worker import Worker
 from embedding import create_app
+from limits import Limits
 from serving.configuration import read_settings
 from serving.models.engine import Engine, overrides_of
 from serving.models.resident import Resident
@@ -148,7 +150,7 @@ def serve_fake(
         kind = Server if ready else _NeverReady
         server = kind(read, lambda settings: engine_of(fake))
         app = create_app(lambda: server)
-        port = stack.enter_context(_listening(app))
+        port = stack.enter_context(_listening(app, read))
         if ready:
             until(lambda: server.status != "starting")
             assert server.status == "ok", server.unready_because
@@ -168,10 +170,11 @@ def engine_of(fake: FakeEngine) -> Engine:
 
 
 @contextlib.contextmanager
-def _listening(app: FastAPI) -> Iterator[int]:
+def _listening(app: FastAPI, limits: Limits) -> Iterator[int]:
     """Serve in a thread until the block ends; gives the port."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=512)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, ws="none"))
+    config = uvicorn.Config(app, lifespan="on", log_config=None, ws="none", http=bounded(limits))
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
