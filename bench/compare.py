@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=_ENGINES)
     parser.add_argument("--isa", default="", help="what oneDNN may use at most")
     asked = parser.parse_args()
+    asked.isa = asked.isa or os.environ.get("ONEDNN_MAX_CPU_ISA", "")
     if asked.isa:
         os.environ["ONEDNN_MAX_CPU_ISA"] = asked.isa
     result = run(asked)
