@@ -18,7 +18,7 @@ from engine import selfcheck
 from engine.devices import Device
 from engine.errors import ModelError
 from engine.folder.recipe import Overrides, Recipe
-from engine.folder.weight_files import stored_dtype
+from engine.folder.weight_files import lossless_dtype
 from engine.forward import attention, conversion, linear
 from engine.forward.backbone import (
     Backbone,
@@ -80,6 +80,8 @@ def fits(
     layout = device.layout if options.layout == "auto" else options.layout
     dtypes = dtypes_of(device, options)
     own = layout == "unpadded" and options.linear != "plain" and device.kind == "cpu"
+    if not own:
+        dtypes = dtypes[-1:]
     for place, dtype in enumerate(dtypes):
         ask = _Ask(load, recipe, device, dtype, _reason(options, dtypes, place), extra)
         if own:
@@ -91,8 +93,10 @@ def _reason(options: LoadOptions, dtypes: Sequence[str], place: int) -> str:
     """Why this one of the types is taken."""
     if place:
         return f"in {dtypes[0]} this model does not run, or its answer changes"
-    if options.dtype != "auto":
+    if options.dtype == dtypes[0]:
         return "setting"
+    if options.dtype != "auto":
+        return f"{options.dtype} needs the CPU, unpadded batches and prepacked layers"
     return "faster here, and no check's answer changes" if len(dtypes) > 1 else "default"
 
 
@@ -112,7 +116,7 @@ class _Ask:
         if reason := linear.can_prepack(self.dtype):
             log.warning("no prepacked linear layers in %s: %s", self.dtype, reason)
             return
-        whole = self.load(_STORED.get(stored_dtype(self.recipe.folder), torch.float32))
+        whole = self.load(_STORED.get(lossless_dtype(self.recipe.folder), torch.float32))
         model = whole.base_model
         if conversion.why_not(model):
             return

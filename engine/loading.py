@@ -82,8 +82,8 @@ def _load_embedder(
         got = torch.from_numpy(dense_rows(model.run(sample)))
         cosine = torch.nn.functional.cosine_similarity(got, wanted).min().item()
         dtype = fitted.backbone.dtype
-        least = _LEAST_COSINE.get("auto" if options.dtype == "auto" else dtype, 0.0)
-        if cosine >= least or dtype == "float32":
+        is_auto = dtype == "bfloat16" and options.dtype == "auto"
+        if cosine >= _LEAST_COSINE.get("auto" if is_auto else dtype, -1.0):
             break
         log.warning("model %s: not in %s, a vector's cosine is %.5f", name, dtype, cosine)
     return model

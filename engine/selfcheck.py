@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.forward.backbone import Hidden
+from engine.forward.backbone import Hidden, padded_inputs
 from engine.text.pairs import CrossPairs, Qwen3Pairs
 from engine.text.tokens import PairLimits, Tokens
 
@@ -94,7 +94,7 @@ def run_stock(whole: Any, sequences: Sequence[Tokens]) -> Stock:
     handle = base.register_forward_hook(
         lambda module, inputs, output: found.append(output.last_hidden_state[0])
     )
-    outputs = [whole(**_inputs(whole, tokens)) for tokens in sequences]
+    outputs = [whole(**padded_inputs(whole, [tokens])) for tokens in sequences]
     handle.remove()
     lengths = torch.tensor([len(tokens.ids) for tokens in sequences], device=whole.device)
     hidden = Hidden(torch.cat(found), lengths)
@@ -138,13 +138,6 @@ def check_vectors(wanted: Tensor) -> str:
 
 def sample_pairs(pairs: CrossPairs | Qwen3Pairs, max_length: int) -> list[Tokens]:
     return pairs.encode(_PAIRS, PairLimits(min(max_length, _MAX_PAIR_TOKENS)))
-
-
-def _inputs(model: Any, tokens: Tokens) -> dict[str, Tensor]:
-    rows = {"input_ids": tokens.ids, "attention_mask": [1] * len(tokens.ids)}
-    if tokens.type_ids is not None:
-        rows["token_type_ids"] = tokens.type_ids
-    return {name: torch.tensor([row], device=model.device) for name, row in rows.items()}
 
 
 def check_scores(

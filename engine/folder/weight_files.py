@@ -69,13 +69,25 @@ def stored_dtype(folder: Path) -> str:
 
     Pickles are not opened: what config.json says counts. Raises ModelError naming the file.
     """
+    counts = _stored_dtypes(folder)
+    if counts is None:
+        return _pickled_dtype(folder)[0]
+    return max(counts, key=lambda dtype: counts[dtype], default="F32")
+
+
+def lossless_dtype(folder: Path) -> str:
+    """A type that holds every stored value exactly: that of all values, or F32 where there are
+    several or where only a pickle knows. Raises ModelError naming the file."""
+    counts = _stored_dtypes(folder)
+    return next(iter(counts)) if counts and len(counts) == 1 else "F32"
+
+
+def _stored_dtypes(folder: Path) -> Counter[str] | None:
+    """How many values there are of each type; None for pickles, which are not opened."""
     files = weight_files(folder)
     if not files or files[0].suffix != ".safetensors":
-        return _pickled_dtype(folder)[0]
-    counts: Counter[str] = Counter()
-    for path in files:
-        counts += _values_by_dtype(path)
-    return max(counts, key=lambda dtype: counts[dtype], default="F32")
+        return None
+    return sum((_values_by_dtype(path) for path in files), Counter())
 
 
 def _values_by_dtype(path: Path) -> Counter[str]:

@@ -231,7 +231,7 @@ def padded_hidden(model: Any, sequences: Sequence[Tokens]) -> Hidden:
     order = sorted(range(len(sequences)), key=lambda i: -lengths[i])
     rows: list[Tensor | None] = [None] * len(sequences)
     for batch in _batches(order, lengths):
-        hidden = _padded_batch(model, [sequences[i] for i in batch], lengths[batch[0]])
+        hidden = _padded_batch(model, [sequences[i] for i in batch])
         for i, row in zip(batch, hidden, strict=True):
             rows[i] = row[: lengths[i]]
     states = torch.cat([row for row in rows if row is not None])
@@ -250,12 +250,17 @@ def _batches(order: list[int], lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded_batch(model: Any, sequences: list[Tokens], longest: int) -> Tensor:
+def _padded_batch(model: Any, sequences: list[Tokens]) -> Tensor:
     """`[n, longest, H]`"""
-    pad_id = model.config.pad_token_id or 0
-    ids = np.full((len(sequences), longest), pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    type_ids = np.zeros_like(ids)
+    hidden: Tensor = model(**padded_inputs(model, sequences)).last_hidden_state
+    return hidden
+
+
+def padded_inputs(model: Any, sequences: Sequence[Tokens]) -> dict[str, Any]:
+    """What a transformers model takes: all sequences as one batch, padded right."""
+    shape = len(sequences), max(len(tokens.ids) for tokens in sequences)
+    ids = np.full(shape, model.config.pad_token_id or 0, dtype=np.int64)
+    mask, type_ids = np.zeros_like(ids), np.zeros_like(ids)
     for row, tokens in enumerate(sequences):
         ids[row, : len(tokens.ids)] = tokens.ids
         mask[row, : len(tokens.ids)] = 1
@@ -264,8 +269,7 @@ def _padded_batch(model: Any, sequences: list[Tokens], longest: int) -> Tensor:
     if type_ids.any():
         inputs["token_type_ids"] = type_ids
     on_device = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
-    hidden: Tensor = model(**on_device, **_no_cache(model)).last_hidden_state
-    return hidden
+    return {**on_device, **_no_cache(model)}
 
 
 def _no_cache(model: Any) -> dict[str, bool]:

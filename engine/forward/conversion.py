@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine import memory
 from engine.forward import decoder, encoder, linear
-from engine.forward.backbone import Hidden
+from engine.forward.backbone import Hidden, padded_inputs
 from engine.forward.decoder import Decoder
 from engine.forward.encoder import Encoder
 from engine.forward.preemption import layers_of
@@ -47,7 +47,7 @@ def convert(whole: Any, sequences: Sequence[Tokens], dtype: str) -> tuple[Stock,
     model = whole.base_model
     family: Any = decoder if is_decoder(model) else encoder
     make, states_dtype = linear.FORMS[dtype]
-    inputs = _padded(sequences, model)
+    inputs = padded_inputs(model, sequences)
     samples: dict[nn.Module, Tensor] = {}
     layers: list[Any] = []
     states: list[Tensor] = []
@@ -122,21 +122,3 @@ def _each_layer_once(layers: Sequence[Any], read: Callable[[Any], None]) -> Iter
     yield
     for handle in handles:
         handle.remove()
-
-
-def _padded(sequences: Sequence[Tokens], model: Any) -> dict[str, Tensor]:
-    """One batch of all sequences, padded right."""
-    shape = (len(sequences), max(len(tokens.ids) for tokens in sequences))
-    ids = torch.full(shape, model.config.pad_token_id or 0)
-    mask, type_ids = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    for row, tokens in enumerate(sequences):
-        length = len(tokens.ids)
-        ids[row, :length] = torch.tensor(tokens.ids)
-        mask[row, :length] = 1
-        type_ids[row, :length] = torch.tensor(tokens.type_ids or [0] * length)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if type_ids.any():
-        inputs["token_type_ids"] = type_ids
-    if getattr(model.config, "use_cache", None) is not None:
-        inputs["use_cache"] = False  # type: ignore[assignment]
-    return inputs

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.loaded import load_embedder, load_reranker
 from bench.measure import words
+from bench.random_models import SHAPES
 from engine import loading
 from engine.errors import ModelError
 from engine.fitting import LoadOptions
@@ -22,6 +24,7 @@ from engine.model import EmbeddingModel
 from engine.text.tokens import PairLimits, TextLimits, Tokens
 from tests.engine.conftest import CPU, Embedders, Folders, change_json
 from tests.engine.layers import forward_of
+from tests.engine.oracle import Oracle
 
 FAMILIES = ("tiny-bert", "tiny-xlm-roberta", "tiny-qwen3")
 NEEDS = {
@@ -82,8 +85,7 @@ def test_an_int8_layer_that_loses_too_much_stays_in_float32() -> None:
     torch.manual_seed(0)
     weight, sample = torch.randn(32, 64), torch.randn(40, 64)
     assert isinstance(linear.int8(weight, None, sample), linear.Int8)
-    weight[:, 0], sample[:, 0] = 1e-3, 3e3  # one channel takes the whole range, and gives nothing
-    weight[:, 0] *= 0
+    weight[:, 0], sample[:, 0] = 0, 3e3  # one channel takes the whole range, and gives nothing
     assert isinstance(linear.int8(weight, None, sample), linear.Prepacked)
 
 
@@ -171,8 +173,6 @@ def test_layers_are_let_go_of_one_by_one(
 def test_weights_that_are_zero_or_not_finite_are_refused(
     copy_tiny: Folders, name: str, spoilt: str
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder: Path = copy_tiny(name)
     path = folder / "model.safetensors"
     value = 0.0 if spoilt == "zero" else float("nan")
@@ -184,8 +184,6 @@ def test_weights_that_are_zero_or_not_finite_are_refused(
 
 
 def test_a_reranker_with_scores_that_are_not_finite_is_refused(copy_tiny: Folders) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = copy_tiny("tiny-bge-reranker") / "model.safetensors"
     state = {
         key: torch.full_like(each, float("nan")) if "word_embeddings" in key else each
@@ -206,3 +204,29 @@ def test_the_memory_of_a_load_is_that_of_the_type_that_the_model_can_have(
     assert loading.bytes_needed(folder, CPU, LoadOptions(dtype="int8")) < narrow < wide
     change_json(folder / "config.json", model_type="no-forward-of-our-own")
     assert loading.bytes_needed(folder, CPU, LoadOptions()) == wide
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16", "mixed", "lying pickle"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_keeps_every_digit_of_what_is_stored(
+    copy_tiny: Folders, name: str, storage: str
+) -> None:
+    folder: Path = copy_tiny(name)
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    if storage == "lying pickle":  # config.json says another type than the file has
+        torch.save(state, folder / "pytorch_model.bin")
+        path.unlink()
+        change_json(folder / "config.json", dtype="float16", torch_dtype="float16")
+    else:
+        narrow = getattr(torch, "float16" if storage == "mixed" else storage)
+        wide = torch.float32 if storage == "mixed" else narrow  # norms and biases
+        state = {key: each.to(narrow if each.ndim > 1 else wide) for key, each in state.items()}
+        save_file(state, path, metadata={"format": "pt"})
+    oracle = Oracle(folder, SHAPES[name].pooling, SHAPES[name].max_length)
+    model = load_embedder("m", folder, CPU, LoadOptions(dtype="float32"))
+    texts = ["w1", "w2 w3 w4", "w5 w6 " * 15]
+    got = vectors(model, model.tokenize(texts, TextLimits(64)))
+    assert model.linear == "prepacked"
+    for row, text in zip(got, texts, strict=True):
+        np.testing.assert_allclose(row, oracle.embed(text), atol=1e-5, rtol=0)
