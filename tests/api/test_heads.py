@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from tests.servers import Server
 from tests.serving.fake_engine import FakeServer, serve_fake, until
 
 LINE = b"GET /live HTTP/1.1\r\nHost: x\r\n"
@@ -107,3 +108,11 @@ def test_connections_beyond_the_limit_are_closed_and_logged(
             return ask(server, LINE + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
 
         until(answers)
+
+
+def test_a_server_started_by_uvicorn_has_the_limits(stand_in_server: Server) -> None:
+    """The protocol is put in place while the app starts."""
+    for sent, status in ((b"a: " + b"x" * 70_000 + b"\r\n\r\n", 431), (b"\r\n", 200)):
+        with socket.create_connection(("127.0.0.1", stand_in_server.port), timeout=60) as client:
+            client.sendall(LINE + sent)
+            assert client.recv(65_536).startswith(b"HTTP/1.1 %d " % status)

@@ -230,3 +230,30 @@ def test_float32_keeps_every_digit_of_what_is_stored(
     assert model.linear == "prepacked"
     for row, text in zip(got, texts, strict=True):
         np.testing.assert_allclose(row, oracle.embed(text), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "reason"),
+    [
+        (LoadOptions(), "float32", "default"),
+        (LoadOptions(dtype="float32"), "float32", "setting"),
+        (LoadOptions(dtype="int8", layout="padded"), "float32", "int8 needs the CPU, unpadded "),
+        (LoadOptions(dtype="int8", linear="plain"), "float32", "int8 needs the CPU, unpadded "),
+    ],
+)
+def test_what_is_computed_in_has_a_reason(
+    tiny_folder: Folders, options: LoadOptions, dtype: str, reason: str
+) -> None:
+    told = load_embedder("m", tiny_folder("tiny-bert"), CPU, options).describe()
+    assert told["dtype"] == dtype
+    assert str(told["dtype_reason"]).startswith(reason)
+
+
+def test_a_family_without_a_forward_of_our_own_says_why_it_is_not_in_int8(
+    tiny_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "FAMILIES", ())
+    options = LoadOptions(dtype="int8")
+    told = load_embedder("m", tiny_folder("tiny-bert"), CPU, options).describe()
+    assert (told["dtype"], told["layout"]) == ("float32", "unpadded")
+    assert told["dtype_reason"] == "in int8 this model does not run, or its answer changes"
