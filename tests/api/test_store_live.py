@@ -24,6 +24,7 @@ from serving import embedding as vectors
 from tests.servers import Server, start_server
 from tests.serving.fake_engine import until
 
+FLOAT32 = LoadOptions(dtype="float32")  # as the servers of tests compute
 EMBEDDERS = (
     *("tiny-bert", "tiny-dense", "tiny-prompts", "tiny-xlm-roberta", "tiny-bge-m3"),
     *("tiny-qwen3", "tiny-qwen3-embedding"),
@@ -112,13 +113,13 @@ def health(server: Server) -> Any:
 
 
 def own_views(name: str, models: Path, outputs: tuple[str, ...] = ("dense",)) -> list[Outputs]:
-    model = load_embedder(name, models / name, choose_device("cpu"), LoadOptions())
+    model = load_embedder(name, models / name, choose_device("cpu"), FLOAT32)
     prompt = model.prompt(None, None, None)
     return model.run(model.tokenize(TEXTS, TextLimits(model.max_length), prompt, outputs))
 
 
 def own_scores(name: str, models: Path) -> NDArray[np.float32]:
-    model = load_reranker(name, models / name, choose_device("cpu"), LoadOptions())
+    model = load_reranker(name, models / name, choose_device("cpu"), FLOAT32)
     pairs = [(QUERY, text) for text in TEXTS]
     return model.run(model.tokenize_pairs(pairs, PairLimits(model.max_length)))
 

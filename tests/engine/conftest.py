@@ -31,7 +31,7 @@ Embedders = Callable[..., EmbeddingModel]
 Rerankers = Callable[..., RerankingModel]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def same_type_on_every_processor() -> Iterator[None]:
     """`auto` means float32 unless a test says otherwise."""
     with mock.patch.object(linear, "is_faster", return_value=False):
