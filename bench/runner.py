@@ -37,6 +37,7 @@ class Padded:
 
     def __call__(self, ids: Ids) -> Rows:
         if len(ids) > 1 and not self._size:
+            self._embed(ids, _PADDED_SIZES[0])  # warm
             self._size = min(_PADDED_SIZES, key=lambda size: self._seconds(ids, size))
         return self._embed(ids, self._size or 1)
 
